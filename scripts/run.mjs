@@ -1,0 +1,46 @@
+// Entry of `npm start`, `npm test`, `npm run bench` and `npm run build`: works on a fresh clone with the host's
+// Node 20 or later, installs what package-lock.json asks for, then runs the task under the project's own Node.
+import { spawn, spawnSync } from "node:child_process"
+import { existsSync, readFileSync, writeFileSync } from "node:fs"
+import { delimiter, join } from "node:path"
+import { fileURLToPath } from "node:url"
+
+const root = fileURLToPath(new URL("..", import.meta.url))
+const bin = join(root, "node_modules", ".bin")
+const node = [join(bin, "node"), "--conditions=@effect-cassandra/source"]
+
+const tasks = {
+  start: [...node, "examples/bank/src/main.ts"],
+  test: [...node, "scripts/test.ts"],
+  bench: [...node, "--expose-gc", "integration/bench.ts"],
+  build: [...node, "scripts/build.ts"]
+}
+
+const [task, ...args] = process.argv.slice(2)
+if (!(task in tasks)) {
+  console.error(`Unknown task "${task}". Known: ${Object.keys(tasks).join(", ")}`)
+  process.exit(2)
+}
+
+const stamp = join(root, "node_modules", ".installed")
+const wanted = readFileSync(join(root, "package-lock.json"), "utf8")
+if (!existsSync(stamp) || readFileSync(stamp, "utf8") !== wanted) {
+  console.log("Installing npm packages (once, about half a minute) ...")
+  const npm = spawnSync("npm", ["ci", "--no-audit", "--no-fund", "--loglevel=error"], { cwd: root, stdio: "inherit" })
+  if (npm.status !== 0) {
+    console.error("npm ci failed: its output above says why. It needs the npm registry, and npm 10 or later.")
+    process.exit(1)
+  }
+  writeFileSync(stamp, wanted)
+}
+
+const [command, ...rest] = tasks[task]
+const child = spawn(command, [...rest, ...args], {
+  cwd: root,
+  stdio: "inherit",
+  env: { ...process.env, PATH: `${bin}${delimiter}${process.env.PATH}` }
+})
+// Ctrl-C reaches the child by the terminal's process group; what is sent to this process alone is passed on.
+process.on("SIGINT", () => {})
+process.on("SIGTERM", () => child.kill("SIGTERM"))
+child.on("exit", (code, signal) => process.exit(signal === null ? code : 1))
