@@ -1,0 +1,131 @@
+/**
+ * What can go wrong between this process and Cassandra: one error with a `reason`, each reason a class of its own.
+ */
+import { Schema } from "effect"
+
+const Fields = {
+  message: Schema.String,
+  cause: Schema.Defect()
+}
+
+const Answered = {
+  ...Fields,
+  consistency: Schema.optional(Schema.String),
+  /** Replicas that had to answer. */
+  required: Schema.optional(Schema.Number),
+  /** Replicas that did. */
+  received: Schema.optional(Schema.Number)
+}
+
+/** The options do not fit together, or not the cluster. */
+export class InvalidOptions extends Schema.TaggedError<InvalidOptions>()("InvalidOptions", Fields) {
+  readonly isRetryable = false
+}
+
+/** No node could be reached, so the statement was not executed. */
+export class NoHostAvailable extends Schema.TaggedError<NoHostAvailable>()("NoHostAvailable", Fields) {
+  readonly isRetryable = true
+}
+
+/** User or password were refused, or are missing. */
+export class AuthenticationFailed extends Schema.TaggedError<AuthenticationFailed>()("AuthenticationFailed", Fields) {
+  readonly isRetryable = false
+}
+
+/** The user may not do this. */
+export class Unauthorized extends Schema.TaggedError<Unauthorized>()("Unauthorized", Fields) {
+  readonly isRetryable = false
+}
+
+/** The keyspace of the session does not exist. */
+export class KeyspaceMissing extends Schema.TaggedError<KeyspaceMissing>()("KeyspaceMissing", {
+  ...Fields,
+  keyspace: Schema.String
+}) {
+  readonly isRetryable = false
+}
+
+/** The server cannot make sense of the statement or its values. */
+export class InvalidStatement extends Schema.TaggedError<InvalidStatement>()("InvalidStatement", Fields) {
+  readonly isRetryable = false
+}
+
+/** Too few replicas are alive for the consistency. */
+export class Unavailable extends Schema.TaggedError<Unavailable>()("Unavailable", Answered) {
+  readonly isRetryable = true
+}
+
+/** Too few replicas answered a read in time. */
+export class ReadTimeout extends Schema.TaggedError<ReadTimeout>()("ReadTimeout", Answered) {
+  readonly isRetryable = true
+}
+
+/** Too few replicas confirmed a write in time; it may still have happened. */
+export class WriteTimeout extends Schema.TaggedError<WriteTimeout>()("WriteTimeout", {
+  ...Answered,
+  writeType: Schema.optional(Schema.String)
+}) {
+  readonly isRetryable = true
+}
+
+/** No answer came within the time-out of the request; a write may still happen. */
+export class RequestTimeout extends Schema.TaggedError<RequestTimeout>()("RequestTimeout", Fields) {
+  readonly isRetryable = true
+}
+
+/** The connection broke while the request was under way; a write may still happen. */
+export class ConnectionLost extends Schema.TaggedError<ConnectionLost>()("ConnectionLost", Fields) {
+  readonly isRetryable = true
+}
+
+/** The server reported an error of its own: overloaded, bootstrapping, a failure on a replica. */
+export class ServerFailure extends Schema.TaggedError<ServerFailure>()("ServerFailure", {
+  ...Fields,
+  code: Schema.optional(Schema.Number)
+}) {
+  readonly isRetryable = true
+}
+
+/**
+ * A conditional write got no answer that says whether it was applied: it may have been, and may still be later.
+ * Only sending the identical statement again, or reading at a serial consistency after it can no longer be under way,
+ * tells.
+ */
+export class OutcomeUnknown extends Schema.TaggedError<OutcomeUnknown>()("OutcomeUnknown", Fields) {
+  readonly isRetryable = false
+}
+
+/** Why a request failed. */
+export const Reason = Schema.Union([
+  InvalidOptions,
+  NoHostAvailable,
+  AuthenticationFailed,
+  Unauthorized,
+  KeyspaceMissing,
+  InvalidStatement,
+  Unavailable,
+  ReadTimeout,
+  WriteTimeout,
+  RequestTimeout,
+  ConnectionLost,
+  ServerFailure,
+  OutcomeUnknown
+])
+
+/** Why a request failed. */
+export type Reason = typeof Reason.Type
+
+/**
+ * The error of every operation of a `CassandraSession`; `Effect.catchReason("CassandraError", "WriteTimeout", ...)`
+ * handles one reason.
+ */
+export class CassandraError extends Schema.TaggedError<CassandraError>()("CassandraError", { reason: Reason }) {
+  override get message(): string {
+    return `${this.reason._tag}: ${this.reason.message}`
+  }
+
+  /** Whether the same request may succeed later. A write that is not idempotent may then be executed twice. */
+  get isRetryable(): boolean {
+    return this.reason.isRetryable
+  }
+}

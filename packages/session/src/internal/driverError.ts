@@ -1,0 +1,108 @@
+import driver from "cassandra-driver"
+import * as E from "../CassandraError.ts"
+
+const codes = driver.types.responseErrorCodes
+
+/** What `ResponseError` carries at run time beside its code; missing in the driver's types. */
+interface ResponseDetails {
+  readonly code: number
+  readonly consistencies?: number
+  readonly required?: number
+  readonly alive?: number
+  readonly received?: number
+  readonly blockFor?: number
+  readonly writeType?: string
+}
+
+const consistencyName = new Map(Object.entries(driver.types.consistencies).map(([name, code]) => [code, name]))
+
+const answered = (details: ResponseDetails, received: number | undefined) => {
+  const consistency = consistencyName
+    .get(details.consistencies as never)
+    ?.replace(/[A-Z]/g, (c) => `_${c}`)
+    .toUpperCase()
+  const required = details.required ?? details.blockFor
+  return {
+    ...(consistency === undefined ? {} : { consistency }),
+    ...(required === undefined ? {} : { required }),
+    ...(received === undefined ? {} : { received })
+  }
+}
+
+const missingKeyspace = /[Kk]eyspace '?"?([^'" ]+)"?'? does not exist/
+
+const fromResponse = (error: Error & ResponseDetails): E.Reason => {
+  const base = { message: error.message, cause: error }
+  switch (error.code) {
+    case codes.badCredentials:
+      return new E.AuthenticationFailed(base)
+    case codes.unauthorized:
+      return new E.Unauthorized(base)
+    case codes.unavailableException:
+      return new E.Unavailable({ ...base, ...answered(error, error.alive) })
+    case codes.readTimeout:
+      return new E.ReadTimeout({ ...base, ...answered(error, error.received) })
+    case codes.writeTimeout:
+      return new E.WriteTimeout({
+        ...base,
+        ...answered(error, error.received),
+        ...(error.writeType === undefined ? {} : { writeType: error.writeType })
+      })
+    case codes.invalid: {
+      const keyspace = missingKeyspace.exec(error.message)?.[1]
+      return keyspace === undefined ? new E.InvalidStatement(base) : new E.KeyspaceMissing({ ...base, keyspace })
+    }
+    case codes.syntaxError:
+    case codes.configError:
+    case codes.alreadyExists:
+    case codes.functionFailure:
+      return new E.InvalidStatement(base)
+    default:
+      return new E.ServerFailure({ ...base, code: error.code })
+  }
+}
+
+/** The errors of the hosts that were tried; a host that was known to be down stands as a text. */
+const innerErrors = (error: driver.errors.NoHostAvailableError): ReadonlyArray<unknown> =>
+  Object.values((error.innerErrors ?? {}) as Record<string, unknown>)
+
+/** Gives an error of the driver its reason. */
+export const toReason = (cause: unknown): E.Reason => {
+  if (!(cause instanceof Error)) return new E.ServerFailure({ message: String(cause), cause })
+  const base = { message: cause.message, cause }
+  if (cause instanceof driver.errors.ResponseError) return fromResponse(cause as Error & ResponseDetails)
+  if (cause instanceof driver.errors.OperationTimedOutError) return new E.RequestTimeout(base)
+  if (cause instanceof driver.errors.AuthenticationError) return new E.AuthenticationFailed(base)
+  if (cause instanceof driver.errors.NoHostAvailableError) {
+    // A refusal by every host is the reason, not the search for a further host.
+    const inner = innerErrors(cause).find((e) => e instanceof driver.errors.DriverError)
+    const reason = inner === undefined ? undefined : toReason(inner)
+    switch (reason?._tag) {
+      case "AuthenticationFailed":
+      case "Unauthorized":
+      case "KeyspaceMissing":
+      case "InvalidOptions":
+        return reason
+    }
+    return new E.NoHostAvailable(base)
+  }
+  if (cause instanceof driver.errors.ArgumentError) return new E.InvalidOptions(base)
+  if (cause instanceof TypeError || cause instanceof RangeError) return new E.InvalidStatement(base)
+  return new E.ConnectionLost(base)
+}
+
+/** Reasons that come before the statement reaches a replica, so that a conditional write has certainly not happened. */
+const notExecuted: ReadonlySet<E.Reason["_tag"]> = new Set([
+  "InvalidOptions",
+  "NoHostAvailable",
+  "AuthenticationFailed",
+  "Unauthorized",
+  "KeyspaceMissing",
+  "InvalidStatement"
+])
+
+/** As {@link toReason}, for a conditional write: whatever is not known to have been refused is of unknown outcome. */
+export const toConditionalReason = (cause: unknown): E.Reason => {
+  const reason = toReason(cause)
+  return notExecuted.has(reason._tag) ? reason : new E.OutcomeUnknown({ message: reason.message, cause })
+}
