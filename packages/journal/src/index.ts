@@ -1,0 +1,2 @@
+export * as Journal from "./Journal.ts"
+export * as JournalError from "./JournalError.ts"
