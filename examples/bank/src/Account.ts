@@ -1,0 +1,120 @@
+import { Decision, PersistentEntity } from "@effect-cassandra/entity"
+import { Schema } from "effect"
+import { Rpc } from "effect/rpc"
+
+/** Money is in cents, so that nothing is ever rounded. */
+export const Cents = Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 100_000_000_00 }))
+
+export const AccountId = Schema.String.check(Schema.isPattern(/^[\w-]{1,64}$/))
+
+// Events: what happened. They are stored for ever.
+export const Opened = Schema.TaggedStruct("Opened", { owner: Schema.String })
+export const Deposited = Schema.TaggedStruct("Deposited", { cents: Cents })
+export const Withdrawn = Schema.TaggedStruct("Withdrawn", { cents: Cents })
+export const Closed = Schema.TaggedStruct("Closed", {})
+export type Event = typeof Opened.Type | typeof Deposited.Type | typeof Withdrawn.Type | typeof Closed.Type
+
+// Errors: why a command is refused. The status is that of the HTTP response.
+export class AccountExists extends Schema.TaggedError<AccountExists>()(
+  "AccountExists",
+  { message: Schema.String },
+  { httpApiStatus: 409 }
+) {}
+export class AccountUnknown extends Schema.TaggedError<AccountUnknown>()(
+  "AccountUnknown",
+  { message: Schema.String },
+  { httpApiStatus: 404 }
+) {}
+export class AccountClosed extends Schema.TaggedError<AccountClosed>()(
+  "AccountClosed",
+  { message: Schema.String },
+  { httpApiStatus: 410 }
+) {}
+export class Overdraft extends Schema.TaggedError<Overdraft>()(
+  "Overdraft",
+  { message: Schema.String, balance: Schema.Int },
+  { httpApiStatus: 422 }
+) {}
+export class BalanceNotZero extends Schema.TaggedError<BalanceNotZero>()(
+  "BalanceNotZero",
+  { message: Schema.String, balance: Schema.Int },
+  { httpApiStatus: 422 }
+) {}
+
+const NotOpen = Schema.Union([AccountUnknown, AccountClosed])
+
+const State = Schema.Struct({
+  status: Schema.Literals(["unknown", "open", "closed"]),
+  owner: Schema.String,
+  balance: Schema.Int
+})
+
+/** A bank account: consistent within itself, asked by its id only. */
+export const Account = PersistentEntity.make("Account", {
+  state: State,
+  initialState: { status: "unknown", owner: "", balance: 0 },
+  events: [Opened, Deposited, Withdrawn, Closed],
+  commands: [
+    Rpc.make("Open", { payload: { owner: Schema.NonEmptyString }, error: AccountExists }),
+    Rpc.make("Deposit", { payload: { cents: Cents }, success: Schema.Int, error: NotOpen }),
+    Rpc.make("Withdraw", { payload: { cents: Cents }, success: Schema.Int, error: Schema.Union([NotOpen, Overdraft]) }),
+    Rpc.make("Close", { error: Schema.Union([NotOpen, BalanceNotZero]) }),
+    Rpc.make("Balance", { success: Schema.Int, error: NotOpen })
+  ]
+})
+
+const notOpen = (account: typeof State.Type) =>
+  Decision.reject(
+    account.status === "closed"
+      ? new AccountClosed({ message: "the account is closed" })
+      : new AccountUnknown({ message: "there is no such account" })
+  )
+
+const dollars = (cents: number) => `$${(cents / 100).toFixed(2)}`
+
+/** What an account does. */
+export const behavior = Account.behavior({
+  apply: (account, event) => {
+    switch (event._tag) {
+      case "Opened":
+        return { status: "open", owner: event.owner, balance: 0 }
+      case "Deposited":
+        return { ...account, balance: account.balance + event.cents }
+      case "Withdrawn":
+        return { ...account, balance: account.balance - event.cents }
+      case "Closed":
+        return { ...account, status: "closed" }
+    }
+  },
+  commands: {
+    Open: (account, { owner }) =>
+      account.status === "unknown"
+        ? Decision.persist(Opened.make({ owner }))
+        : Decision.reject(new AccountExists({ message: "there is an account with this id" })),
+
+    Deposit: (account, { cents }) =>
+      account.status === "open"
+        ? Decision.persist(Deposited.make({ cents }), ({ balance }) => balance)
+        : notOpen(account),
+
+    Withdraw: (account, { cents }) => {
+      if (account.status !== "open") return notOpen(account)
+      const { balance } = account
+      return cents <= balance
+        ? Decision.persist(Withdrawn.make({ cents }), (after) => after.balance)
+        : Decision.reject(
+            new Overdraft({ message: `${dollars(cents)} is more than the ${dollars(balance)} there`, balance })
+          )
+    },
+
+    Close: (account) => {
+      if (account.status !== "open") return notOpen(account)
+      const { balance } = account
+      return balance === 0
+        ? Decision.persist(Closed.make({}))
+        : Decision.reject(new BalanceNotZero({ message: `${dollars(balance)} must be withdrawn first`, balance }))
+    },
+
+    Balance: (account) => (account.status === "open" ? Decision.reply(account.balance) : notOpen(account))
+  }
+})

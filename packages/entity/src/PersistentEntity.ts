@@ -1,0 +1,382 @@
+/**
+ * Event-sourced entities: a command reaches an entity by its id, its events are stored, its state is their fold.
+ */
+import { Journal, type Snapshot } from "@effect-cassandra/journal/Journal"
+import type { JournalError } from "@effect-cassandra/journal/JournalError"
+import {
+  Config,
+  Context,
+  Duration,
+  Effect,
+  Exit,
+  Layer,
+  Option,
+  Result,
+  Schedule,
+  type Schema,
+  type Scope,
+  Semaphore
+} from "effect"
+import type { Rpc } from "effect/rpc"
+import type * as Decision from "./Decision.ts"
+import { EntityError, JournalFailure, MalformedCommand, type Reason, TooManyConflicts } from "./EntityError.ts"
+import { type Codec, makeCodec } from "./internal/codec.ts"
+
+/** A schema of values with a `_tag`: `Schema.TaggedStruct`, `Schema.TaggedClass`. No services are needed to encode it. */
+export type EventSchema = Schema.Codec<{ readonly _tag: string }, any>
+
+/** A schema of an entity's state; no services are needed to encode it. */
+export type StateSchema = Schema.Codec<any, any>
+
+/** What an entity is, as others see it: its events, its state, the commands that it takes. */
+export interface Definition<State extends StateSchema, Event extends EventSchema, Command extends Rpc.AnyWithProps> {
+  /** The state, as it is saved in snapshots. */
+  readonly state: State
+  /** The state before the first event. */
+  readonly initialState: State["Type"]
+  /** The events that the entity stores, told apart by `_tag`. */
+  readonly events: ReadonlyArray<Event>
+  /** The commands: payload, success and error of each by Schema. */
+  readonly commands: ReadonlyArray<Command>
+}
+
+/** One function for each command; it sees the state and the payload. */
+export type Handlers<State, Event extends EventSchema, Command extends Rpc.Any, R = never> = {
+  readonly [C in Command as C["_tag"]]: (
+    state: State,
+    payload: Rpc.Payload<C>
+  ) =>
+    | Decision.Decision<Event["Type"], State, Rpc.Success<C>, Rpc.Error<C>>
+    | Effect.Effect<Decision.Decision<Event["Type"], State, Rpc.Success<C>, Rpc.Error<C>>, Rpc.Error<C>, R>
+}
+
+/** What an entity does: how an event changes the state, and what a command leads to. */
+export interface Behavior<State, Event extends EventSchema, Command extends Rpc.Any, R = never> {
+  /** The state after an event. A pure function: it is run again whenever the entity is loaded. */
+  readonly apply: (state: State, event: Event["Type"]) => State
+  readonly commands: Handlers<State, Event, Command, R>
+}
+
+/** The commands of one entity as functions. */
+export type Client<Command extends Rpc.Any> = {
+  readonly [C in Command as C["_tag"]]: (
+    ...args: Rpc.Payload<C> extends void ? [] : [payload: Rpc.Payload<C>]
+  ) => Effect.Effect<Rpc.Success<C>, Rpc.Error<C> | EntityError>
+}
+
+/** Settings of an entity type. */
+export interface Options {
+  /** A snapshot of the state is saved after this many events. Default: 100. */
+  readonly snapshotEvery?: number | undefined
+  /** Snapshots kept per entity. Default: 2. */
+  readonly snapshotsKept?: number | undefined
+  /** An entity without commands for this long leaves memory. Default: 2 minutes. */
+  readonly passivateAfter?: Duration.Input | undefined
+  /** How often a command is decided anew when other processes store events of the entity meanwhile. Default: 50. */
+  readonly maxConflicts?: number | undefined
+}
+
+/** The service of an entity type: the entities of this type, by id. */
+export interface Entities<Type extends string> {
+  readonly _: unique symbol
+  readonly type: Type
+}
+
+/**
+ * An entity type. Yielding it gives the entities by id; `layer` runs them.
+ */
+export interface PersistentEntity<
+  Type extends string,
+  State extends StateSchema,
+  Event extends EventSchema,
+  Command extends Rpc.AnyWithProps
+> extends Context.Service<Entities<Type>, (entityId: string) => Client<Command>> {
+  readonly type: Type
+  readonly definition: Definition<State, Event, Command>
+  /** Gives a behavior its types, where it does not stand in `layer` at once. */
+  readonly behavior: <R = never>(
+    behavior: Behavior<State["Type"], Event, Command, R>
+  ) => Behavior<State["Type"], Event, Command, R>
+  /** Runs the entities of this type in this process. */
+  readonly layer: <R = never>(
+    behavior: Behavior<State["Type"], Event, Command, R>,
+    options?: Options
+  ) => Layer.Layer<Entities<Type>, never, Journal | R>
+  /** As `layer`, with options from Effect's Config. */
+  readonly layerConfig: <R = never>(
+    behavior: Behavior<State["Type"], Event, Command, R>,
+    options: Config.Wrap<Options>
+  ) => Layer.Layer<Entities<Type>, Config.ConfigError, Journal | R>
+}
+
+/**
+ * Defines an entity type.
+ *
+ * **Example**
+ *
+ * ```ts
+ * const Counter = PersistentEntity.make("Counter", {
+ *   state: Schema.Number,
+ *   initialState: 0,
+ *   events: [Schema.TaggedStruct("Added", { amount: Schema.Int })],
+ *   commands: [Rpc.make("Add", { payload: { amount: Schema.Int }, success: Schema.Number })]
+ * })
+ *
+ * const CounterLive = Counter.layer({
+ *   apply: (total, event) => total + event.amount,
+ *   commands: {
+ *     Add: (_total, { amount }) => Decision.persist({ _tag: "Added", amount }, (total) => total)
+ *   }
+ * })
+ * ```
+ */
+export const make = <
+  const Type extends string,
+  State extends StateSchema,
+  const Event extends EventSchema,
+  const Command extends Rpc.AnyWithProps
+>(
+  type: Type,
+  definition: Definition<State, Event, Command>
+): PersistentEntity<Type, State, Event, Command> => {
+  const tag = Context.Service<Entities<Type>, (entityId: string) => Client<Command>>(`@effect-cassandra/entity/${type}`)
+  const start = <R>(behavior: Behavior<State["Type"], Event, Command, R>, options: Options) =>
+    run(type, definition as any, behavior as any, options) as Effect.Effect<
+      (entityId: string) => Client<Command>,
+      never,
+      Journal | R | Scope.Scope
+    >
+  return Object.assign(tag, {
+    type,
+    definition,
+    behavior: <R>(behavior: Behavior<State["Type"], Event, Command, R>) => behavior,
+    layer: <R>(behavior: Behavior<State["Type"], Event, Command, R>, options: Options = {}) =>
+      Layer.effect(tag, start(behavior, options)),
+    layerConfig: <R>(behavior: Behavior<State["Type"], Event, Command, R>, options: Config.Wrap<Options>) =>
+      Layer.effect(
+        tag,
+        Effect.flatMap(Config.unwrap(options), (settings) => start(behavior, settings))
+      )
+  }) as PersistentEntity<Type, State, Event, Command>
+}
+
+// ---------------------------------------------------------------------------------------------------- running
+
+/** An entity in memory. Its commands take turns by the semaphore; the fiber that has the turn changes the rest. */
+interface Instance<State> {
+  readonly turn: Semaphore.Semaphore
+  waiting: number
+  lastUsed: number
+  /** Absent until loaded, and after a failure that leaves open what is stored. */
+  loaded: { state: State; sequence: number; validThrough: number } | undefined
+}
+
+type AnyDecision<State> = Decision.Decision<{ readonly _tag: string }, State, unknown, unknown>
+type AnyHandler<State> = (
+  state: State,
+  payload: unknown
+) => AnyDecision<State> | Effect.Effect<AnyDecision<State>, unknown>
+
+const snapshotWrites = 4
+
+const run = Effect.fnUntraced(function* <State, Event extends EventSchema, R>(
+  entityType: string,
+  definition: Definition<Schema.Codec<State, any>, Event, Rpc.AnyWithProps>,
+  behavior: Behavior<State, Event, Rpc.Any, R>,
+  options: Options
+) {
+  const journal = yield* Journal
+  const context = yield* Effect.context<R>()
+  const scope = yield* Effect.scope
+  const codec: Codec<State> = makeCodec(entityType, definition)
+  const snapshotEvery = options.snapshotEvery ?? 100
+  const snapshotsKept = options.snapshotsKept ?? 2
+  const passivateAfter = Duration.toMillis(options.passivateAfter ?? "2 minutes")
+  const maxConflicts = options.maxConflicts ?? 50
+  const saving = Semaphore.makeUnsafe(snapshotWrites)
+  const instances = new Map<string, Instance<State>>()
+
+  const fail = (reason: Reason) => Effect.fail(new EntityError({ reason }))
+  const journalFailure = (entityId: string) => (cause: JournalError) =>
+    new EntityError({ reason: new JournalFailure({ entityType, entityId, message: cause.message, cause }) })
+
+  const decodeSnapshot = Effect.fnUntraced(function* (entityId: string, snapshot: Snapshot) {
+    const state = codec.decodeState(snapshot.state)
+    if (Result.isSuccess(state)) return Option.some(state.success)
+    yield* Effect.logWarning(
+      `the snapshot of ${entityType} "${entityId}" at ${snapshot.sequence} does not fit the state's schema, so it is passed over: ${state.failure}`
+    )
+    return Option.none<State>()
+  })
+
+  /** Snapshot and events, folded. */
+  const load = Effect.fnUntraced(function* (entityId: string) {
+    const key = { entityType, entityId }
+    let stored = yield* journal.load(key).pipe(Effect.mapError(journalFailure(entityId)))
+    let state = definition.initialState
+    while (Option.isSome(stored.snapshot)) {
+      const saved = yield* decodeSnapshot(entityId, stored.snapshot.value)
+      if (Option.isSome(saved)) {
+        state = saved.value
+        break
+      }
+      stored = yield* journal
+        .load(key, { snapshotsUpTo: stored.snapshot.value.sequence - 1 })
+        .pipe(Effect.mapError(journalFailure(entityId)))
+    }
+    for (const envelope of stored.events) {
+      const event = codec.decodeEvent(envelope)
+      if (Result.isFailure(event)) return yield* event.failure
+      state = behavior.apply(state, event.success as Event["Type"])
+    }
+    return { state, sequence: stored.sequence, validThrough: stored.validThrough }
+  })
+
+  const saveSnapshot = (entityId: string, loaded: NonNullable<Instance<State>["loaded"]>) =>
+    Effect.suspend(() =>
+      journal.saveSnapshot(
+        { entityType, entityId },
+        { sequence: loaded.sequence, validThrough: loaded.validThrough, state: codec.encodeState(loaded.state) },
+        loaded.sequence - snapshotEvery * snapshotsKept
+      )
+    ).pipe(
+      saving.withPermits(1),
+      Effect.catchCause((cause) =>
+        Effect.logWarning(`a snapshot of ${entityType} "${entityId}" could not be saved, its events are safe`, cause)
+      ),
+      Effect.forkIn(scope)
+    )
+
+  /** One turn of a command: decides, stores, replies; decides anew when another process was first. */
+  const turn = (
+    entityId: string,
+    instance: Instance<State>,
+    handler: AnyHandler<State>,
+    payload: unknown
+  ): Effect.Effect<unknown, unknown> => {
+    const key = { entityType, entityId }
+    /** Forgets the state when it is, or may be, no longer that of the journal. */
+    const settle = (error: JournalError) => {
+      if (error.reason._tag !== "StoreFailure" && error.reason._tag !== "AppendTooLarge") instance.loaded = undefined
+    }
+    return Effect.gen(function* () {
+      for (let conflicts = 0; ; conflicts++) {
+        instance.loaded ??= yield* load(entityId)
+        const loaded = instance.loaded
+        const decided = handler(loaded.state, payload)
+        const decision = Effect.isEffect(decided) ? yield* decided : decided
+        if (decision._tag === "Persist" && decision.events.length > 0) {
+          let state = loaded.state
+          const events: Array<{ readonly type: string; readonly payload: unknown }> = []
+          for (const event of decision.events) {
+            state = behavior.apply(state, event as Event["Type"])
+            events.push(codec.encodeEvent(event))
+          }
+          // Once asked, the journal stores the events also when nobody waits: the state must follow.
+          const exit = yield* journal
+            .append({ ...key, ...loadedPosition(loaded), events })
+            .pipe(Effect.exit, Effect.uninterruptible)
+          if (Exit.isSuccess(exit)) {
+            const next = { state, sequence: exit.value.sequence, validThrough: exit.value.validThrough }
+            instance.loaded = next
+            if (Math.floor(next.sequence / snapshotEvery) > Math.floor(loaded.sequence / snapshotEvery)) {
+              yield* saveSnapshot(entityId, next)
+            }
+            return decision.reply(state)
+          }
+          const error = yield* Effect.flip(exit as Exit.Exit<never, JournalError>)
+          settle(error)
+          if (error.reason._tag !== "SequenceConflict") return yield* Effect.fail(journalFailure(entityId)(error))
+        } else {
+          // A reply without events, and a rejection, must not rest on a state that another process has outdated.
+          const exit = yield* Effect.exit(journal.confirm(key, loadedPosition(loaded)))
+          if (Exit.isSuccess(exit)) {
+            loaded.validThrough = exit.value.validThrough
+            if (decision._tag === "Reject") return yield* Effect.fail(decision.error)
+            return decision._tag === "Reply" ? decision.value : decision.reply(loaded.state)
+          }
+          const error = yield* Effect.flip(exit as Exit.Exit<never, JournalError>)
+          settle(error)
+          if (error.reason._tag !== "SequenceConflict") return yield* Effect.fail(journalFailure(entityId)(error))
+        }
+        if (conflicts >= maxConflicts) {
+          const message = `${entityType} "${entityId}": other processes stored events ${conflicts} times while the command was decided, nothing of it was stored`
+          return yield* fail(new TooManyConflicts({ entityType, entityId, message }))
+        }
+      }
+    })
+  }
+
+  const ask = (entityId: string, handler: AnyHandler<State>, payload: unknown): Effect.Effect<unknown, unknown> =>
+    Effect.suspend(() => {
+      let instance = instances.get(entityId)
+      if (instance === undefined) {
+        instance = { turn: Semaphore.makeUnsafe(1), waiting: 0, lastUsed: 0, loaded: undefined }
+        instances.set(entityId, instance)
+      }
+      const entity = instance
+      entity.waiting++
+      return entity.turn
+        .withPermits(1)(turn(entityId, entity, handler, payload))
+        .pipe(
+          Effect.onExit((exit) =>
+            Effect.sync(() => {
+              entity.waiting--
+              entity.lastUsed = Date.now()
+              // A defect may leave anything behind: the next command loads the entity again.
+              if (Exit.isFailure(exit) && Exit.hasDies(exit)) entity.loaded = undefined
+            })
+          )
+        )
+    })
+
+  yield* Effect.sync(() => {
+    const before = Date.now() - passivateAfter
+    for (const [entityId, instance] of instances) {
+      if (instance.waiting === 0 && instance.lastUsed < before) instances.delete(entityId)
+    }
+  }).pipe(Effect.repeat(Schedule.spaced(Math.max(50, passivateAfter / 4))), Effect.forkIn(scope))
+
+  const commands = definition.commands.map((command) => {
+    const handler = (behavior.commands as Record<string, (state: State, payload: unknown) => unknown>)[command._tag]
+    if (handler === undefined) throw new Error(`${entityType} has no handler for its command ${command._tag}`)
+    const validate = codec.validator(command)
+    const provided = ((state, payload) => {
+      const decided = handler(state, payload)
+      return Effect.isEffect(decided)
+        ? Effect.provideContext(decided as Effect.Effect<AnyDecision<State>, unknown, R>, context)
+        : decided
+    }) as AnyHandler<State>
+    return { tag: command._tag, handler: provided, validate }
+  })
+
+  class EntityClient {
+    readonly entityId: string
+    constructor(entityId: string) {
+      this.entityId = entityId
+    }
+  }
+  for (const { handler, tag, validate } of commands) {
+    Object.defineProperty(EntityClient.prototype, tag, {
+      value(this: EntityClient, payload: unknown) {
+        const problem = validate(payload)
+        return problem === undefined
+          ? ask(this.entityId, handler, payload)
+          : fail(
+              new MalformedCommand({
+                entityType,
+                entityId: this.entityId,
+                command: tag,
+                message: `${tag} for ${entityType} "${this.entityId}": ${problem}`
+              })
+            )
+      }
+    })
+  }
+  return (entityId: string) => new EntityClient(entityId) as unknown as Client<Rpc.Any>
+})
+
+const loadedPosition = (loaded: { readonly sequence: number; readonly validThrough: number }) => ({
+  sequence: loaded.sequence,
+  validThrough: loaded.validThrough
+})

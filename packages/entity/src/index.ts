@@ -1,0 +1,3 @@
+export * as Decision from "./Decision.ts"
+export * as EntityError from "./EntityError.ts"
+export * as PersistentEntity from "./PersistentEntity.ts"
