@@ -9,8 +9,8 @@ export const AccountId = Schema.String.check(Schema.isPattern(/^[\w-]{1,64}$/))
 
 // Events: what happened. They are stored for ever.
 export const Opened = Schema.TaggedStruct("Opened", { owner: Schema.String })
-export const Deposited = Schema.TaggedStruct("Deposited", { cents: Cents })
-export const Withdrawn = Schema.TaggedStruct("Withdrawn", { cents: Cents })
+export const Deposited = Schema.TaggedStruct("Deposited", { cents: Cents, balance: Schema.Int })
+export const Withdrawn = Schema.TaggedStruct("Withdrawn", { cents: Cents, balance: Schema.Int })
 export const Closed = Schema.TaggedStruct("Closed", {})
 export type Event = typeof Opened.Type | typeof Deposited.Type | typeof Withdrawn.Type | typeof Closed.Type
 
@@ -79,9 +79,8 @@ export const behavior = Account.behavior({
       case "Opened":
         return { status: "open", owner: event.owner, balance: 0 }
       case "Deposited":
-        return { ...account, balance: account.balance + event.cents }
       case "Withdrawn":
-        return { ...account, balance: account.balance - event.cents }
+        return { ...account, balance: event.balance }
       case "Closed":
         return { ...account, status: "closed" }
     }
@@ -94,14 +93,14 @@ export const behavior = Account.behavior({
 
     Deposit: (account, { cents }) =>
       account.status === "open"
-        ? Decision.persist(Deposited.make({ cents }), ({ balance }) => balance)
+        ? Decision.persist(Deposited.make({ cents, balance: account.balance + cents }), ({ balance }) => balance)
         : notOpen(account),
 
     Withdraw: (account, { cents }) => {
       if (account.status !== "open") return notOpen(account)
       const { balance } = account
       return cents <= balance
-        ? Decision.persist(Withdrawn.make({ cents }), (after) => after.balance)
+        ? Decision.persist(Withdrawn.make({ cents, balance: balance - cents }), (after) => after.balance)
         : Decision.reject(
             new Overdraft({ message: `${dollars(cents)} is more than the ${dollars(balance)} there`, balance })
           )

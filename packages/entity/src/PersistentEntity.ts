@@ -1,6 +1,7 @@
 /**
  * Event-sourced entities: a command reaches an entity by its id, its events are stored, its state is their fold.
  */
+import { compiled, describeIssue, type EventSchema, make as makeEventCodec } from "@effect-cassandra/journal/EventCodec"
 import { Journal, type Snapshot } from "@effect-cassandra/journal/Journal"
 import type { JournalError } from "@effect-cassandra/journal/JournalError"
 import {
@@ -13,17 +14,21 @@ import {
   Option,
   Result,
   Schedule,
-  type Schema,
+  Schema,
+  SchemaParser,
   type Scope,
   Semaphore
 } from "effect"
 import type { Rpc } from "effect/rpc"
 import type * as Decision from "./Decision.ts"
-import { EntityError, JournalFailure, MalformedCommand, type Reason, TooManyConflicts } from "./EntityError.ts"
-import { type Codec, makeCodec } from "./internal/codec.ts"
-
-/** A schema of values with a `_tag`: `Schema.TaggedStruct`, `Schema.TaggedClass`. No services are needed to encode it. */
-export type EventSchema = Schema.Codec<{ readonly _tag: string }, any>
+import {
+  EntityError,
+  JournalFailure,
+  MalformedCommand,
+  type Reason,
+  TooManyConflicts,
+  UndecodableEvent
+} from "./EntityError.ts"
 
 /** A schema of an entity's state; no services are needed to encode it. */
 export type StateSchema = Schema.Codec<any, any>
@@ -188,7 +193,10 @@ const run = Effect.fnUntraced(function* <State, Event extends EventSchema, R>(
   const journal = yield* Journal
   const context = yield* Effect.context<R>()
   const scope = yield* Effect.scope
-  const codec: Codec<State> = makeCodec(entityType, definition)
+  const events = makeEventCodec(definition.events)
+  const stateSchema = compiled(definition.state)
+  const encodeState = SchemaParser.encodeSync(stateSchema)
+  const decodeState = SchemaParser.decodeUnknownResult(stateSchema)
   const snapshotEvery = options.snapshotEvery ?? 100
   const snapshotsKept = options.snapshotsKept ?? 2
   const passivateAfter = Duration.toMillis(options.passivateAfter ?? "2 minutes")
@@ -201,10 +209,10 @@ const run = Effect.fnUntraced(function* <State, Event extends EventSchema, R>(
     new EntityError({ reason: new JournalFailure({ entityType, entityId, message: cause.message, cause }) })
 
   const decodeSnapshot = Effect.fnUntraced(function* (entityId: string, snapshot: Snapshot) {
-    const state = codec.decodeState(snapshot.state)
-    if (Result.isSuccess(state)) return Option.some(state.success)
+    const state = decodeState(snapshot.state)
+    if (Result.isSuccess(state)) return Option.some(state.success as State)
     yield* Effect.logWarning(
-      `the snapshot of ${entityType} "${entityId}" at ${snapshot.sequence} does not fit the state's schema, so it is passed over: ${state.failure}`
+      `the snapshot of ${entityType} "${entityId}" at ${snapshot.sequence} does not fit the state's schema, so it is passed over: ${describeIssue(state.failure)}`
     )
     return Option.none<State>()
   })
@@ -225,8 +233,12 @@ const run = Effect.fnUntraced(function* <State, Event extends EventSchema, R>(
         .pipe(Effect.mapError(journalFailure(entityId)))
     }
     for (const envelope of stored.events) {
-      const event = codec.decodeEvent(envelope)
-      if (Result.isFailure(event)) return yield* event.failure
+      const event = events.decode(envelope.type, envelope.payload)
+      if (Result.isFailure(event)) {
+        const { sequence, type } = envelope
+        const message = `event ${sequence} of ${entityType} "${entityId}" is a ${type}: ${event.failure}`
+        return yield* fail(new UndecodableEvent({ entityType, entityId, eventType: type, sequence, message }))
+      }
       state = behavior.apply(state, event.success as Event["Type"])
     }
     return { state, sequence: stored.sequence, validThrough: stored.validThrough }
@@ -236,7 +248,7 @@ const run = Effect.fnUntraced(function* <State, Event extends EventSchema, R>(
     Effect.suspend(() =>
       journal.saveSnapshot(
         { entityType, entityId },
-        { sequence: loaded.sequence, validThrough: loaded.validThrough, state: codec.encodeState(loaded.state) },
+        { sequence: loaded.sequence, validThrough: loaded.validThrough, state: encodeState(loaded.state) },
         loaded.sequence - snapshotEvery * snapshotsKept
       )
     ).pipe(
@@ -267,14 +279,14 @@ const run = Effect.fnUntraced(function* <State, Event extends EventSchema, R>(
         const decision = Effect.isEffect(decided) ? yield* decided : decided
         if (decision._tag === "Persist" && decision.events.length > 0) {
           let state = loaded.state
-          const events: Array<{ readonly type: string; readonly payload: unknown }> = []
+          const encoded: Array<{ readonly type: string; readonly payload: unknown }> = []
           for (const event of decision.events) {
             state = behavior.apply(state, event as Event["Type"])
-            events.push(codec.encodeEvent(event))
+            encoded.push(events.encode(event))
           }
           // Once asked, the journal stores the events also when nobody waits: the state must follow.
           const exit = yield* journal
-            .append({ ...key, ...loadedPosition(loaded), events })
+            .append({ ...key, ...loadedPosition(loaded), events: encoded })
             .pipe(Effect.exit, Effect.uninterruptible)
           if (Exit.isSuccess(exit)) {
             const next = { state, sequence: exit.value.sequence, validThrough: exit.value.validThrough }
@@ -340,7 +352,9 @@ const run = Effect.fnUntraced(function* <State, Event extends EventSchema, R>(
   const commands = definition.commands.map((command) => {
     const handler = (behavior.commands as Record<string, (state: State, payload: unknown) => unknown>)[command._tag]
     if (handler === undefined) throw new Error(`${entityType} has no handler for its command ${command._tag}`)
-    const validate = codec.validator(command)
+    const validate = SchemaParser.decodeUnknownResult(
+      compiled(Schema.toType(command.payloadSchema)) as Schema.Codec<unknown>
+    )
     const provided = ((state, payload) => {
       const decided = handler(state, payload)
       return Effect.isEffect(decided)
@@ -359,15 +373,15 @@ const run = Effect.fnUntraced(function* <State, Event extends EventSchema, R>(
   for (const { handler, tag, validate } of commands) {
     Object.defineProperty(EntityClient.prototype, tag, {
       value(this: EntityClient, payload: unknown) {
-        const problem = validate(payload)
-        return problem === undefined
+        const valid = validate(payload)
+        return Result.isSuccess(valid)
           ? ask(this.entityId, handler, payload)
           : fail(
               new MalformedCommand({
                 entityType,
                 entityId: this.entityId,
                 command: tag,
-                message: `${tag} for ${entityType} "${this.entityId}": ${problem}`
+                message: `${tag} for ${entityType} "${this.entityId}": ${describeIssue(valid.failure)}`
               })
             )
       }

@@ -9,7 +9,7 @@ import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { type SerialConsistency, make as statement } from "@effect-cassandra/session/Statement"
 import { Clock, Config, Context, Duration, Effect, Layer, Option, Schedule, Semaphore, Stream } from "effect"
 import { decodeIndexRow, type Entry, encodeBody, payloadOf } from "./internal/block.ts"
-import { cassandraStore, createTables } from "./internal/cassandraStore.ts"
+import { cassandraStore, tables } from "./internal/cassandraStore.ts"
 import { memoryStore } from "./internal/memoryStore.ts"
 import { isPartitionEnd, partitionOf, rowStart, ShardLog } from "./internal/shardLog.ts"
 import type { Store, TypeRecord } from "./internal/store.ts"
@@ -538,7 +538,7 @@ const checkServer = Effect.fnUntraced(function* (session: CassandraSession["Serv
 
 const makeCassandra = Effect.fnUntraced(function* (options: Options) {
   const session = yield* CassandraSession
-  yield* Effect.andThen(createTables(session), checkServer(session)).pipe(
+  yield* Effect.andThen(session.createTables(tables), checkServer(session)).pipe(
     Effect.catchTag("CassandraError", (error) => Effect.fail(storeFailure(error)))
   )
   return yield* make(cassandraStore(session, options.serialConsistency ?? "SERIAL"), options)

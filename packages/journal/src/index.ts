@@ -1,2 +1,3 @@
+export * as EventCodec from "./EventCodec.ts"
 export * as Journal from "./Journal.ts"
 export * as JournalError from "./JournalError.ts"

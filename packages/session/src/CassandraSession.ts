@@ -4,9 +4,16 @@
 import type { ConnectionOptions } from "node:tls"
 import driver from "cassandra-driver"
 import { Config, Context, Duration, Effect, Latch, Layer, Option, Redacted, Stream } from "effect"
-import { CassandraError, InvalidOptions, KeyspaceMissing, NoHostAvailable, type Reason } from "./CassandraError.ts"
+import {
+  CassandraError,
+  InvalidOptions,
+  InvalidStatement,
+  KeyspaceMissing,
+  NoHostAvailable,
+  type Reason
+} from "./CassandraError.ts"
 import { toConditionalReason, toReason } from "./internal/driverError.ts"
-import { type Consistency, identifier, type Row, type Statement } from "./Statement.ts"
+import { type Consistency, identifier, type Row, type Statement, make as statement } from "./Statement.ts"
 
 /** How to reach a cluster and what holds for every statement unless it says otherwise. */
 export interface Options {
@@ -65,6 +72,8 @@ export class CassandraSession extends Context.Service<
       statements: ReadonlyArray<Statement<unknown>>,
       options?: BatchOptions
     ) => Effect.Effect<void, CassandraError>
+    /** Creates the tables that are missing, from `CREATE TABLE IF NOT EXISTS name (...)` statements in the keyspace. */
+    readonly createTables: (statements: ReadonlyArray<string>) => Effect.Effect<void, CassandraError>
     /** The driver's client, for what the session does not offer. */
     readonly use: <A>(f: (client: driver.Client) => Promise<A>) => Effect.Effect<A, CassandraError>
   }
@@ -261,21 +270,43 @@ export const make = Effect.fnUntraced(function* (options: Options) {
 
   const rowsOf = <A>(result: driver.types.ResultSet) => (result.rows ?? []) as unknown as Array<A>
 
+  const execute = <A = Row>(self: Statement<A>): Effect.Effect<ReadonlyArray<A>, CassandraError> =>
+    Effect.flatMap(page(self), (first) => {
+      if (!first.pageState) return Effect.succeed(rowsOf<A>(first))
+      return Effect.gen(function* () {
+        const rows = rowsOf<A>(first)
+        for (let state: string | undefined = first.pageState; state; ) {
+          const next: driver.types.ResultSet = yield* page(self, state)
+          for (const row of rowsOf<A>(next)) rows.push(row)
+          state = next.pageState
+        }
+        return rows
+      })
+    })
+
+  const createTables = Effect.fnUntraced(function* (statements: ReadonlyArray<string>) {
+    const wanted: Array<readonly [string, string]> = []
+    for (const text of statements) {
+      const name = /^\s*create\s+table\s+if\s+not\s+exists\s+("?)(\w+)\1[\s(]/i.exec(text)?.[2]
+      if (name === undefined) {
+        const message = `not of the form CREATE TABLE IF NOT EXISTS name (...): ${text}`
+        return yield* fail(new InvalidStatement({ message, cause: undefined }))
+      }
+      wanted.push([name, text])
+    }
+    // A look first, for a needless CREATE makes every node agree on the schema once more.
+    const present = new Set(
+      (yield* execute<{ table_name: string }>(
+        statement("SELECT table_name FROM system_schema.tables WHERE keyspace_name = ?", [options.keyspace])
+      )).map((row) => row.table_name)
+    )
+    for (const [name, text] of wanted) if (!present.has(name)) yield* execute(statement(text))
+  })
+
   return CassandraSession.of({
     keyspace: options.keyspace,
-    execute: <A>(self: Statement<A>) =>
-      Effect.flatMap(page(self), (first) => {
-        if (!first.pageState) return Effect.succeed(rowsOf<A>(first))
-        return Effect.gen(function* () {
-          const rows = rowsOf<A>(first)
-          for (let state: string | undefined = first.pageState; state; ) {
-            const next: driver.types.ResultSet = yield* page(self, state)
-            for (const row of rowsOf<A>(next)) rows.push(row)
-            state = next.pageState
-          }
-          return rows
-        })
-      }),
+    execute,
+    createTables,
     stream: <A>(self: Statement<A>) =>
       Stream.paginate(undefined as string | undefined, (state) =>
         Effect.map(

@@ -1,11 +1,10 @@
-import type { CassandraError } from "@effect-cassandra/session/CassandraError"
 import type { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { make, type Options, type SerialConsistency } from "@effect-cassandra/session/Statement"
 import { Effect } from "effect"
 import type { Store, TypeRecord } from "./store.ts"
 
 // Every write to event_log and entity_types is conditional: a plain one carries another clock, and could hide them.
-const tables = [
+export const tables = [
   `CREATE TABLE IF NOT EXISTS entity_types (
      entity_type text PRIMARY KEY, shards int, serial_consistency text, bucket_size int, epoch int)`,
   `CREATE TABLE IF NOT EXISTS event_log (
@@ -22,20 +21,6 @@ const tables = [
      entity_type text, entity_id text, sequence bigint, offset bigint, epoch int, state text, saved_at timestamp,
      PRIMARY KEY ((entity_type, entity_id), sequence)) WITH CLUSTERING ORDER BY (sequence DESC)`
 ]
-
-/** Creates the tables that are missing. */
-export const createTables = (session: CassandraSession["Service"]): Effect.Effect<void, CassandraError> =>
-  session
-    .execute<{ table_name: string }>(
-      make("SELECT table_name FROM system_schema.tables WHERE keyspace_name = ?", [session.keyspace])
-    )
-    .pipe(
-      Effect.flatMap((rows) => {
-        const present = new Set(rows.map((row) => row.table_name))
-        const missing = tables.filter((ddl) => !present.has(/EXISTS (\w+)/.exec(ddl)![1]!))
-        return Effect.forEach(missing, (ddl) => session.execute(make(ddl)), { discard: true })
-      })
-    )
 
 /** The store in the keyspace of a session. */
 export const cassandraStore = (session: CassandraSession["Service"], serialConsistency: SerialConsistency): Store => {

@@ -1,0 +1,72 @@
+import { Schema } from "effect"
+import { HttpApi, HttpApiEndpoint, HttpApiGroup, OpenApi } from "effect/http-api"
+import { AccountClosed, AccountExists, AccountId, AccountUnknown, BalanceNotZero, Cents, Overdraft } from "./Account.ts"
+
+/** The bank could not do it now; the message says whether it may have been done. */
+export class BankUnavailable extends Schema.TaggedError<BankUnavailable>()(
+  "BankUnavailable",
+  { message: Schema.String },
+  { httpApiStatus: 503 }
+) {}
+
+const Amount = Schema.Struct({ cents: Cents })
+const Balance = Schema.Struct({ account: Schema.String, balance: Schema.Int })
+const params = { account: AccountId }
+const always = [AccountUnknown, AccountClosed, BankUnavailable] as const
+
+const Accounts = HttpApiGroup.make("accounts")
+  .add(
+    HttpApiEndpoint.put("open", "/accounts/:account", {
+      params,
+      payload: Schema.Struct({ owner: Schema.NonEmptyString.check(Schema.isMaxLength(200)) }),
+      success: Balance,
+      error: [AccountExists, BankUnavailable]
+    }),
+    HttpApiEndpoint.post("deposit", "/accounts/:account/deposits", {
+      params,
+      payload: Amount,
+      success: Balance,
+      error: always
+    }),
+    HttpApiEndpoint.post("withdraw", "/accounts/:account/withdrawals", {
+      params,
+      payload: Amount,
+      success: Balance,
+      error: [...always, Overdraft]
+    }),
+    HttpApiEndpoint.delete("close", "/accounts/:account", { params, error: [...always, BalanceNotZero] }),
+    HttpApiEndpoint.get("balance", "/accounts/:account", { params, success: Balance, error: always })
+  )
+  .annotateMerge(OpenApi.annotations({ description: "Commands and questions to one account: always up to date" }))
+
+const Views = HttpApiGroup.make("views")
+  .add(
+    HttpApiEndpoint.get("statement", "/accounts/:account/statement", {
+      params,
+      query: {
+        before: Schema.optional(Schema.NumberFromString.check(Schema.isInt(), Schema.isGreaterThan(0))),
+        limit: Schema.optional(
+          Schema.NumberFromString.check(Schema.isInt(), Schema.isBetween({ minimum: 1, maximum: 100 }))
+        )
+      },
+      success: Schema.Struct({
+        account: Schema.String,
+        lines: Schema.Array(
+          Schema.Struct({ sequence: Schema.Int, at: Schema.String, text: Schema.String, balance: Schema.Int })
+        ),
+        next: Schema.optional(Schema.Int)
+      }),
+      error: BankUnavailable
+    }),
+    HttpApiEndpoint.get("ofOwner", "/owners/:owner/accounts", {
+      params: { owner: Schema.NonEmptyString },
+      success: Schema.Struct({ owner: Schema.String, accounts: Schema.Array(Balance), total: Schema.Int }),
+      error: BankUnavailable
+    })
+  )
+  .annotateMerge(OpenApi.annotations({ description: "Views: milliseconds behind" }))
+
+export class BankApi extends HttpApi.make("bank")
+  .add(Accounts)
+  .add(Views)
+  .annotateMerge(OpenApi.annotations({ title: "Bank", description: "Accounts, with money in cents" })) {}
