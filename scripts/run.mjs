@@ -26,9 +26,13 @@ const stamp = join(root, "node_modules", ".installed")
 const wanted = readFileSync(join(root, "package-lock.json"), "utf8")
 if (!existsSync(stamp) || readFileSync(stamp, "utf8") !== wanted) {
   console.log("Installing npm packages (once, about half a minute) ...")
-  const npm = spawnSync("npm", ["ci", "--no-audit", "--no-fund", "--loglevel=error"], { cwd: root, stdio: "inherit" })
+  // Not `npm ci`: it refuses a lock file that lacks the optional binaries of other platforms.
+  const npm = spawnSync("npm", ["install", "--no-save", "--no-audit", "--no-fund", "--loglevel=error"], {
+    cwd: root,
+    stdio: "inherit"
+  })
   if (npm.status !== 0) {
-    console.error("npm ci failed: its output above says why. It needs the npm registry, and npm 10 or later.")
+    console.error("npm install failed: its output above says why. It needs the npm registry, and npm 10 or later.")
     process.exit(1)
   }
   writeFileSync(stamp, wanted)

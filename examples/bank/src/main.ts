@@ -1,0 +1,55 @@
+import { fileURLToPath } from "node:url"
+import { NodeRuntime } from "@effect/platform-node"
+import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
+import { CassandraServer } from "@effect-cassandra/testing/CassandraServer"
+import { Config, Console, Effect, Layer } from "effect"
+import { HttpServer } from "effect/http"
+import { BankServer } from "./Bank.ts"
+
+const settings = Config.all({
+  port: Config.Port("PORT").pipe(Config.withDefault(3000)),
+  keyspace: Config.String("BANK_KEYSPACE").pipe(Config.withDefault("bank")),
+  dataDirectory: Config.String("BANK_DATA").pipe(
+    Config.withDefault(fileURLToPath(new URL("../../../.data", import.meta.url)))
+  )
+})
+
+const welcome = Effect.flatMap(HttpServer.HttpServer, (server) => {
+  const url = HttpServer.formatAddress(server.address)
+  return Console.log(`
+The bank is open at ${url}. Its API is described at ${url}/docs. In another terminal, try:
+
+  curl -X PUT  ${url}/accounts/ada-1 -H 'content-type: application/json' -d '{"owner":"ada"}'
+  curl -X POST ${url}/accounts/ada-1/deposits -H 'content-type: application/json' -d '{"cents":25000}'
+  curl -X POST ${url}/accounts/ada-1/withdrawals -H 'content-type: application/json' -d '{"cents":10000}'
+  curl ${url}/accounts/ada-1
+  curl ${url}/accounts/ada-1/statement
+  curl ${url}/owners/ada/accounts
+
+Ctrl-C closes it; the accounts are kept.`)
+})
+
+const Session = (keyspace: string) =>
+  Layer.unwrap(
+    Effect.map(CassandraServer, ({ connection }) =>
+      CassandraSession.layer({
+        ...connection,
+        keyspace,
+        replication: { [connection.localDataCenter ?? "datacenter1"]: 1 }
+      })
+    )
+  )
+
+const Main = Layer.unwrap(
+  Effect.map(settings, ({ dataDirectory, keyspace, port }) =>
+    Layer.effectDiscard(welcome).pipe(
+      Layer.provide(BankServer(port)),
+      Layer.provide(Session(keyspace)),
+      Layer.provide(CassandraServer.layer({ dataDirectory }))
+    )
+  )
+)
+
+NodeRuntime.runMain(Layer.launch(Main).pipe(Effect.tapError((error) => Console.error(error.message))), {
+  disableErrorReporting: true
+})

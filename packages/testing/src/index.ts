@@ -1,0 +1,2 @@
+export * as CassandraServer from "./CassandraServer.ts"
+export * as CassandraServerError from "./CassandraServerError.ts"
