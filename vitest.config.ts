@@ -1,18 +1,19 @@
+import { fileURLToPath } from "node:url"
 import { defineConfig } from "vitest/config"
 
-const condition = "@effect-cassandra/source"
+const packages = fileURLToPath(new URL("packages", import.meta.url))
 
 export default defineConfig({
-  ssr: {
-    resolve: {
-      conditions: [condition, "node", "import", "default"],
-      externalConditions: [condition, "node", "import", "default"]
-    }
+  resolve: {
+    // Vitest loads the global set-up without regard to the condition that leads to the sources.
+    alias: [
+      { find: /^@effect-cassandra\/([\w-]+)$/, replacement: `${packages}/$1/src/index.ts` },
+      { find: /^@effect-cassandra\/([\w-]+)\/(\w+)$/, replacement: `${packages}/$1/src/$2.ts` }
+    ]
   },
   test: {
     include: ["packages/*/test/**/*.test.ts", "examples/*/test/**/*.test.ts", "integration/**/*.test.ts"],
-    globalSetup: "@effect-cassandra/testing/globalSetup",
-    execArgv: ["--conditions", condition],
+    globalSetup: "packages/testing/src/globalSetup.ts",
     testTimeout: 60_000,
     hookTimeout: 120_000,
     // The server, too, works on these cores.

@@ -7,7 +7,7 @@
 import type { CassandraError } from "@effect-cassandra/session/CassandraError"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { type SerialConsistency, make as statement } from "@effect-cassandra/session/Statement"
-import { Clock, Config, Context, Duration, Effect, Layer, Option, Schedule, Semaphore, Stream } from "effect"
+import { Clock, Config, Context, Duration, Effect, Layer, Option, Schedule, Scope, Semaphore, Stream } from "effect"
 import { decodeIndexRow, type Entry, encodeBody, payloadOf } from "./internal/block.ts"
 import { cassandraStore, tables } from "./internal/cassandraStore.ts"
 import { memoryStore } from "./internal/memoryStore.ts"
@@ -197,7 +197,8 @@ const make = Effect.fnUntraced(function* (store: Store, options: Options) {
     appendTimeoutMillis: Duration.toMillis(options.appendTimeout ?? "10 seconds")
   }
   const maxPollMillis = Duration.toMillis(options.maxPollInterval ?? "1 second")
-  const scope = yield* Effect.scope
+  // Closed after the finalizer below, which lets the logs finish what they have accepted.
+  const running = yield* Effect.flatMap(Effect.scope, Scope.fork)
 
   // ---------------------------------------------------------------------------------------------- shards
 
@@ -238,7 +239,7 @@ const make = Effect.fnUntraced(function* (store: Store, options: Options) {
       if (present !== undefined) return present
       const log = new ShardLog(store, { entityType, shard }, record, limits)
       yield* log.start
-      yield* Effect.forkIn(log.run, scope)
+      yield* Effect.forkIn(log.run, running)
       ofType[shard] = log
       return log
     }).pipe(starting.withPermits(1), Effect.uninterruptible)
@@ -256,7 +257,7 @@ const make = Effect.fnUntraced(function* (store: Store, options: Options) {
     ),
     Effect.repeat(Schedule.spaced(options.indexInterval ?? "1 second")),
     Effect.withTracerEnabled(false),
-    Effect.forkIn(scope)
+    Effect.forkIn(running)
   )
   yield* Effect.addFinalizer(() =>
     Effect.forEach(allLogs(), (log) => log.close, { concurrency: "unbounded", discard: true })
@@ -510,7 +511,9 @@ const make = Effect.fnUntraced(function* (store: Store, options: Options) {
   return Journal.of({ shards, shardOf, append, load, confirm, saveSnapshot, events, currentEvents, head })
 })
 
-/** Says what of the server's settings does not fit the promises. */
+let warned = false
+
+/** Says what of the server's settings does not fit the promises, once. */
 const checkServer = Effect.fnUntraced(function* (session: CassandraSession["Service"]) {
   const before = yield* Clock.currentTimeMillis
   const [clock] = yield* session.execute<{ now: Date }>(statement("SELECT toTimestamp(now()) AS now FROM system.local"))
@@ -529,7 +532,8 @@ const checkServer = Effect.fnUntraced(function* (session: CassandraSession["Serv
   if (/without_linearizable/i.test(paxos_variant ?? "")) {
     return yield* Effect.die(`paxos_variant is ${paxos_variant}: the journal needs linearizable reads, set v2 (or v1)`)
   }
-  if (/periodic/i.test(commitlog_sync ?? "")) {
+  if (/periodic/i.test(commitlog_sync ?? "") && !warned) {
+    warned = true
     yield* Effect.logWarning(
       "commitlog_sync is periodic: if all replicas lose power at once, the last acknowledged seconds are lost. Set group or batch."
     )

@@ -542,7 +542,8 @@ export class ShardLog {
     this.#tail.push(block)
     this.#tailCount += block.entries.length
     while (this.#tail.length > 1 && this.#tailCount > tailEvents) this.#tailCount -= this.#tail.shift()!.entries.length
-    for (const listener of this.#listeners) listener()
+    // A copy, for who is woken may listen again at once.
+    for (const listener of [...this.#listeners]) listener()
   }
 
   /** Looks whether somebody else has appended, and follows. */

@@ -74,16 +74,11 @@ export const toReason = (cause: unknown): E.Reason => {
   if (cause instanceof driver.errors.OperationTimedOutError) return new E.RequestTimeout(base)
   if (cause instanceof driver.errors.AuthenticationError) return new E.AuthenticationFailed(base)
   if (cause instanceof driver.errors.NoHostAvailableError) {
-    // A refusal by every host is the reason, not the search for a further host.
-    const inner = innerErrors(cause).find((e) => e instanceof driver.errors.DriverError)
-    const reason = inner === undefined ? undefined : toReason(inner)
-    switch (reason?._tag) {
-      case "AuthenticationFailed":
-      case "Unauthorized":
-      case "KeyspaceMissing":
-      case "InvalidOptions":
-        return reason
-    }
+    // What a host answered is the reason, not that there was no further host to try.
+    const answer = innerErrors(cause).find(
+      (error) => error instanceof driver.errors.ResponseError || error instanceof driver.errors.AuthenticationError
+    )
+    if (answer !== undefined) return toReason(answer)
     return new E.NoHostAvailable(base)
   }
   if (cause instanceof driver.errors.ArgumentError) return new E.InvalidOptions(base)
