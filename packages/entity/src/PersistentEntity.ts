@@ -1,7 +1,13 @@
 /**
  * Event-sourced entities: a command reaches an entity by its id, its events are stored, its state is their fold.
  */
-import { compiled, describeIssue, type EventSchema, make as makeEventCodec } from "@effect-cassandra/journal/EventCodec"
+import {
+  compiled,
+  describeIssue,
+  type EventSchema,
+  json,
+  make as makeEventCodec
+} from "@effect-cassandra/journal/EventCodec"
 import { Journal, type Snapshot } from "@effect-cassandra/journal/Journal"
 import type { JournalError } from "@effect-cassandra/journal/JournalError"
 import {
@@ -194,7 +200,7 @@ const run = Effect.fnUntraced(function* <State, Event extends EventSchema, R>(
   const context = yield* Effect.context<R>()
   const scope = yield* Effect.scope
   const events = makeEventCodec(definition.events)
-  const stateSchema = compiled(definition.state)
+  const stateSchema = json(definition.state)
   const encodeState = SchemaParser.encodeSync(stateSchema)
   const decodeState = SchemaParser.decodeUnknownResult(stateSchema)
   const snapshotEvery = options.snapshotEvery ?? 100

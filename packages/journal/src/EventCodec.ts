@@ -1,7 +1,7 @@
 /**
  * How events are written into the journal and read from it: by Schema, told apart by their `_tag`, which is the stored type.
  */
-import { Result, type Schema, SchemaAST, SchemaIssue, SchemaParser } from "effect"
+import { Result, Schema, SchemaAST, SchemaIssue, SchemaParser } from "effect"
 import { SchemaJITCompiler } from "effect/schema"
 
 /** A schema of events with a `_tag`: `Schema.TaggedStruct`, `Schema.TaggedClass`. No services are needed to encode it. */
@@ -22,10 +22,13 @@ export const describeIssue: (issue: SchemaIssue.Issue) => string = SchemaIssue.m
 
 /** Lets Effect generate code for a schema that many values pass through. */
 export const compiled = <S extends Schema.Top>(schema: S): S => {
-  for (const ast of [schema.ast, SchemaAST.toType(schema.ast), SchemaAST.flip(schema.ast)])
-    SchemaJITCompiler.enable(ast)
+  for (const ast of [schema.ast, SchemaAST.flip(schema.ast)]) SchemaJITCompiler.enable(ast)
   return schema
 }
+
+/** The schema with JSON on its encoded side, also for dates, bigints, maps. */
+export const json = <A>(schema: Schema.Codec<A, any>): Schema.Codec<A, Schema.Json> =>
+  compiled(Schema.toCodecJson(schema)) as Schema.Codec<A, any>
 
 const tagOf = (schema: EventSchema): string => {
   const ast = SchemaAST.toEncoded(schema.ast)
@@ -42,9 +45,9 @@ const tagOf = (schema: EventSchema): string => {
 export const make = <const Event extends EventSchema>(events: ReadonlyArray<Event>): EventCodec<Event["Type"]> => {
   const schemas = new Map(
     events.map((event) => {
-      const schema = compiled(event as EventSchema)
+      const schema = json(event as EventSchema)
       return [
-        tagOf(schema),
+        tagOf(event),
         { encode: SchemaParser.encodeSync(schema), decode: SchemaParser.decodeUnknownResult(schema) }
       ] as const
     })

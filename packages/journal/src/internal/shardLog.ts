@@ -331,22 +331,25 @@ export class ShardLog {
   /** Takes from the queue what fits into one block and is still current; tells the others to load again. */
   #take(): Array<Pending> {
     const taken: Array<Pending> = []
+    const left: Array<Pending> = []
+    const outdated: Array<Pending> = []
     const inBlock = new Map<string, number>()
     let count = 0
     let size = 0
-    let i = 0
-    for (; i < this.#pending.length; i++) {
-      const pending = this.#pending[i]!
+    let full = false
+    for (const pending of this.#pending) {
       const { entityId, events, expected, validThrough } = pending.request
-      if (
+      const ahead = inBlock.get(entityId)
+      if (ahead === undefined && !this.isCurrent(entityId, expected, validThrough)) {
+        outdated.push(pending)
+        continue
+      }
+      full ||=
         count > 0 &&
         (count + events.length > this.#limits.maxBlockEvents || size + pending.request.size > this.#limits.maxBlockSize)
-      )
-        break
-      const ahead = inBlock.get(entityId)
-      const current = ahead === undefined ? this.isCurrent(entityId, expected, validThrough) : ahead === expected
-      if (!current) {
-        pending.resume(Effect.fail(this.conflict(entityId, expected)))
+      // What contradicts an append of this block is decided when the block has been stored, or has not.
+      if (full || (ahead !== undefined && ahead !== expected)) {
+        left.push(pending)
         continue
       }
       inBlock.set(entityId, expected + events.length)
@@ -354,7 +357,9 @@ export class ShardLog {
       size += pending.request.size
       taken.push(pending)
     }
-    this.#pending = i === this.#pending.length ? [] : this.#pending.slice(i)
+    // Before anybody is answered, for who is answered may ask again at once.
+    this.#pending = left
+    for (const { request, resume } of outdated) resume(Effect.fail(this.conflict(request.entityId, request.expected)))
     return taken
   }
 

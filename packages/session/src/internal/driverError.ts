@@ -76,7 +76,10 @@ export const toReason = (cause: unknown): E.Reason => {
   if (cause instanceof driver.errors.NoHostAvailableError) {
     // What a host answered is the reason, not that there was no further host to try.
     const answer = innerErrors(cause).find(
-      (error) => error instanceof driver.errors.ResponseError || error instanceof driver.errors.AuthenticationError
+      (error) =>
+        error instanceof driver.errors.ResponseError ||
+        error instanceof driver.errors.AuthenticationError ||
+        error instanceof driver.errors.ArgumentError
     )
     if (answer !== undefined) return toReason(answer)
     return new E.NoHostAvailable(base)

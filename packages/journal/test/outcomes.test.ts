@@ -1,0 +1,119 @@
+import { assert, layer } from "@effect/vitest"
+import { CassandraError, OutcomeUnknown } from "@effect-cassandra/session/CassandraError"
+import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
+import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
+import { Effect, Layer, Stream } from "effect"
+import { Journal, type Options, type Position } from "../src/Journal.ts"
+
+/** What happens to the next append: its answer is lost, it is not executed, or it is executed later than answered. */
+type Fault = "answer lost" | "not executed" | "executed late"
+
+const unknown = Effect.fail(
+  new CassandraError({ reason: new OutcomeUnknown({ message: "injected", cause: undefined }) })
+)
+
+/** The real session, with appends that go wrong in the order given. */
+const faulty = (faults: Array<Fault>) =>
+  Layer.effect(
+    CassandraSession,
+    Effect.map(
+      CassandraSession,
+      (session) =>
+        ({
+          ...session,
+          applied: (statement) => {
+            const fault = statement.text.includes("event_log") ? faults.shift() : undefined
+            const real = session.applied(statement)
+            switch (fault) {
+              case undefined:
+                return real
+              case "answer lost":
+                return Effect.andThen(real, unknown)
+              case "not executed":
+                return unknown
+              case "executed late":
+                return Effect.andThen(Effect.forkDetach(Effect.delay(real, "30 millis")), unknown)
+            }
+          }
+        }) satisfies CassandraSession["Service"]
+    )
+  )
+
+const run = <A, E, R>(
+  faults: Array<Fault>,
+  options: Options,
+  use: (journal: Journal["Service"]) => Effect.Effect<A, E, R>
+) =>
+  Effect.provide(Effect.flatMap(Journal, use), Layer.fresh(Journal.layer(options).pipe(Layer.provide(faulty(faults)))))
+
+const numbers = (count: number) => Array.from({ length: count }, (_, i) => i + 1)
+
+layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("appends of unknown outcome", (it) => {
+  const sequences: ReadonlyArray<ReadonlyArray<Fault>> = [
+    ["answer lost"],
+    ["not executed"],
+    ["executed late"],
+    ["answer lost", "answer lost"],
+    ["not executed", "executed late", "answer lost"],
+    ["executed late", "executed late", "not executed"]
+  ]
+  for (const faults of sequences) {
+    for (const rival of [false, true]) {
+      it.effect(`are stored exactly once: ${faults.join(", ")}${rival ? ", with a rival writer" : ""}`, () =>
+        Effect.gen(function* () {
+          const entityType = `Unknown-${crypto.randomUUID()}`
+          const options: Options = { shards: 1, bucketSize: 5 }
+          const write = (journal: Journal["Service"], entityId: string) =>
+            Effect.gen(function* () {
+              let at: Position = { sequence: 0, validThrough: 0 }
+              for (const n of numbers(8)) {
+                at = yield* journal.append({ entityType, entityId, ...at, events: [{ type: "N", payload: n }] })
+              }
+            })
+          yield* run([...faults], options, (journal) =>
+            rival
+              ? run([], options, (other) => Effect.all([write(journal, "a"), write(other, "b")], { concurrency: 2 }))
+              : write(journal, "a")
+          )
+          const ids = rival ? ["a", "b"] : ["a"]
+          yield* run([], options, (journal) =>
+            Effect.gen(function* () {
+              for (const entityId of ids) {
+                const { events } = yield* journal.load({ entityType, entityId })
+                assert.deepStrictEqual(
+                  events.map(({ payload }) => payload),
+                  numbers(8)
+                )
+              }
+              const all = yield* Stream.runCollect(journal.currentEvents(entityType, 0, 0))
+              assert.deepStrictEqual(
+                all.map(({ offset }) => offset),
+                numbers(8 * ids.length)
+              )
+            })
+          )
+        })
+      )
+    }
+  }
+
+  it.effect("without an answer in time the caller hears so, and the events are there later, once", () =>
+    Effect.gen(function* () {
+      const options: Options = { shards: 1, appendTimeout: "100 millis" }
+      const key = { entityType: "Late", entityId: "x" }
+      const start = { sequence: 0, validThrough: 0 }
+      const faults = Array.from({ length: 4 }, (): Fault => "answer lost")
+      yield* run(faults, options, (journal) =>
+        Effect.gen(function* () {
+          const error = yield* Effect.flip(journal.append({ ...key, ...start, events: [{ type: "N", payload: 1 }] }))
+          assert.strictEqual(error.reason._tag, "OutcomeUnknown")
+          // The same again would be a second event, were it not for the expected sequence number.
+          const again = yield* Effect.flip(journal.append({ ...key, ...start, events: [{ type: "N", payload: 1 }] }))
+          assert.include(["SequenceConflict", "StoreFailure"], again.reason._tag)
+          yield* journal.head("Late", 0)
+          assert.strictEqual((yield* journal.load(key)).sequence, 1)
+        })
+      )
+    })
+  )
+})
