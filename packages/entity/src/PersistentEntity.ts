@@ -173,10 +173,16 @@ export const make = <
 
 // ---------------------------------------------------------------------------------------------------- running
 
-/** An entity in memory. Its commands take turns by the semaphore; the fiber that has the turn changes the rest. */
+/** A command that has its turn, or waits for it. */
+interface Ticket {
+  granted: boolean
+  readonly resume: () => void
+}
+
+/** An entity in memory. Its commands take turns; the one that has the turn changes the state. */
 interface Instance<State> {
-  readonly turn: Semaphore.Semaphore
-  waiting: number
+  /** The command that has the turn comes first. */
+  readonly tickets: Array<Ticket>
   lastUsed: number
   /** Absent until loaded, and after a failure that leaves open what is stored. */
   loaded: { state: State; sequence: number; validThrough: number } | undefined
@@ -270,104 +276,119 @@ const run = Effect.fnUntraced(function* <State, Event extends EventSchema, R>(
     entityId: string,
     instance: Instance<State>,
     handler: AnyHandler<State>,
-    payload: unknown
+    payload: unknown,
+    conflicts: number
   ): Effect.Effect<unknown, unknown> => {
-    const key = { entityType, entityId }
-    /** Forgets the state when it is, or may be, no longer that of the journal. */
-    const settle = (error: JournalError) => {
-      if (error.reason._tag !== "StoreFailure" && error.reason._tag !== "AppendTooLarge") instance.loaded = undefined
+    const { loaded } = instance
+    if (loaded === undefined) {
+      return Effect.flatMap(load(entityId), (fresh) => {
+        instance.loaded = fresh
+        return turn(entityId, instance, handler, payload, conflicts)
+      })
     }
-    return Effect.gen(function* () {
-      for (let conflicts = 0; ; conflicts++) {
-        instance.loaded ??= yield* load(entityId)
-        const loaded = instance.loaded
-        const decided = handler(loaded.state, payload)
-        const decision = Effect.isEffect(decided) ? yield* decided : decided
-        if (decision._tag === "Persist" && decision.events.length > 0) {
-          let state = loaded.state
-          const encoded: Array<{ readonly type: string; readonly payload: unknown }> = []
-          for (const event of decision.events) {
-            state = behavior.apply(state, event as Event["Type"])
-            encoded.push(events.encode(event))
+    /** After a failure of the journal the state may no longer be the newest. */
+    const onFailure = (error: JournalError): Effect.Effect<unknown, unknown> => {
+      const { _tag } = error.reason
+      if (_tag !== "StoreFailure" && _tag !== "AppendTooLarge") instance.loaded = undefined
+      if (_tag !== "SequenceConflict") return Effect.fail(journalFailure(entityId)(error))
+      if (conflicts < maxConflicts) return turn(entityId, instance, handler, payload, conflicts + 1)
+      const message = `${entityType} "${entityId}": other processes stored events ${conflicts} times while the command was decided, nothing of it was stored`
+      return fail(new TooManyConflicts({ entityType, entityId, message }))
+    }
+    const carryOut = (decision: AnyDecision<State>): Effect.Effect<unknown, unknown> => {
+      if (decision._tag !== "Persist" || decision.events.length === 0) {
+        // A reply without events, and a rejection, must not rest on a state that another process has outdated.
+        return Effect.matchEffect(journal.confirm({ entityType, entityId }, loaded), {
+          onFailure,
+          onSuccess: ({ validThrough }): Effect.Effect<unknown, unknown> => {
+            loaded.validThrough = validThrough
+            return decision._tag === "Reject"
+              ? Effect.fail(decision.error)
+              : Effect.succeed(decision._tag === "Reply" ? decision.value : decision.reply(loaded.state))
           }
-          // Once asked, the journal stores the events also when nobody waits: the state must follow.
-          const exit = yield* journal
-            .append({ ...key, ...loadedPosition(loaded), events: encoded })
-            .pipe(Effect.exit, Effect.uninterruptible)
-          if (Exit.isSuccess(exit)) {
-            const next = { state, sequence: exit.value.sequence, validThrough: exit.value.validThrough }
-            instance.loaded = next
-            if (Math.floor(next.sequence / snapshotEvery) > Math.floor(loaded.sequence / snapshotEvery)) {
-              yield* saveSnapshot(entityId, next)
-            }
-            return decision.reply(state)
-          }
-          const error = yield* Effect.flip(exit as Exit.Exit<never, JournalError>)
-          settle(error)
-          if (error.reason._tag !== "SequenceConflict") return yield* Effect.fail(journalFailure(entityId)(error))
-        } else {
-          // A reply without events, and a rejection, must not rest on a state that another process has outdated.
-          const exit = yield* Effect.exit(journal.confirm(key, loadedPosition(loaded)))
-          if (Exit.isSuccess(exit)) {
-            loaded.validThrough = exit.value.validThrough
-            if (decision._tag === "Reject") return yield* Effect.fail(decision.error)
-            return decision._tag === "Reply" ? decision.value : decision.reply(loaded.state)
-          }
-          const error = yield* Effect.flip(exit as Exit.Exit<never, JournalError>)
-          settle(error)
-          if (error.reason._tag !== "SequenceConflict") return yield* Effect.fail(journalFailure(entityId)(error))
-        }
-        if (conflicts >= maxConflicts) {
-          const message = `${entityType} "${entityId}": other processes stored events ${conflicts} times while the command was decided, nothing of it was stored`
-          return yield* fail(new TooManyConflicts({ entityType, entityId, message }))
-        }
+        })
       }
-    })
+      let state = loaded.state
+      const encoded: Array<{ readonly type: string; readonly payload: unknown }> = []
+      for (const event of decision.events) {
+        state = behavior.apply(state, event as Event["Type"])
+        encoded.push(events.encode(event))
+      }
+      const { sequence, validThrough } = loaded
+      return Effect.matchEffect(journal.append({ entityType, entityId, sequence, validThrough, events: encoded }), {
+        onFailure,
+        onSuccess: (position) => {
+          const next = { state, sequence: position.sequence, validThrough: position.validThrough }
+          instance.loaded = next
+          const reply = decision.reply(state)
+          return Math.floor(next.sequence / snapshotEvery) > Math.floor(sequence / snapshotEvery)
+            ? Effect.as(saveSnapshot(entityId, next), reply)
+            : Effect.succeed(reply)
+        }
+      })
+    }
+    const decided = handler(loaded.state, payload)
+    return Effect.isEffect(decided) ? Effect.flatMap(decided, carryOut) : carryOut(decided)
   }
 
   const ask = (entityId: string, handler: AnyHandler<State>, payload: unknown): Effect.Effect<unknown, unknown> =>
     Effect.suspend(() => {
-      let instance = instances.get(entityId)
-      if (instance === undefined) {
-        instance = { turn: Semaphore.makeUnsafe(1), waiting: 0, lastUsed: 0, loaded: undefined }
-        instances.set(entityId, instance)
+      const entity: Instance<State> = instances.get(entityId) ?? {
+        tickets: [],
+        lastUsed: Date.now(),
+        loaded: undefined
       }
-      const entity = instance
-      entity.waiting++
-      return entity.turn
-        .withPermits(1)(turn(entityId, entity, handler, payload))
-        .pipe(
-          Effect.onExit((exit) =>
-            Effect.sync(() => {
-              entity.waiting--
-              entity.lastUsed = Date.now()
-              // A defect may leave anything behind: the next command loads the entity again.
-              if (Exit.isFailure(exit) && Exit.hasDies(exit)) entity.loaded = undefined
-            })
-          )
-        )
+      instances.set(entityId, entity)
+      let ticket: Ticket | undefined
+      const myTurn = Effect.callback<void>((resume) => {
+        ticket = { granted: entity.tickets.length === 0, resume: () => resume(Effect.void) }
+        entity.tickets.push(ticket)
+        if (ticket.granted) ticket.resume()
+      })
+      return Effect.onExit(
+        Effect.flatMap(myTurn, () => turn(entityId, entity, handler, payload, 0)),
+        (exit) => {
+          // Also for who is interrupted between being granted the turn and taking it.
+          if (ticket !== undefined) entity.tickets.splice(entity.tickets.indexOf(ticket), 1)
+          if (ticket?.granted) {
+            entity.lastUsed = Date.now()
+            // After a defect, or an interruption that leaves an append behind, the next command loads the entity again.
+            if (Exit.isFailure(exit) && (Exit.hasDies(exit) || Exit.hasInterrupts(exit))) entity.loaded = undefined
+            const next = entity.tickets[0]
+            if (next !== undefined) {
+              next.granted = true
+              queueMicrotask(next.resume)
+            }
+          }
+          return Effect.void
+        }
+      )
     })
 
   yield* Effect.sync(() => {
     const before = Date.now() - passivateAfter
     for (const [entityId, instance] of instances) {
-      if (instance.waiting === 0 && instance.lastUsed < before) instances.delete(entityId)
+      if (instance.tickets.length === 0 && instance.lastUsed < before) instances.delete(entityId)
     }
   }).pipe(Effect.repeat(Schedule.spaced(Math.max(50, passivateAfter / 4))), Effect.forkIn(scope))
 
   const commands = definition.commands.map((command) => {
     const handler = (behavior.commands as Record<string, (state: State, payload: unknown) => unknown>)[command._tag]
     if (handler === undefined) throw new Error(`${entityType} has no handler for its command ${command._tag}`)
-    const validate = SchemaParser.decodeUnknownResult(
-      compiled(Schema.toType(command.payloadSchema)) as Schema.Codec<unknown>
-    )
+    const payloadSchema = compiled(Schema.toType(command.payloadSchema)) as Schema.Codec<unknown>
+    const isValid = SchemaParser.is(payloadSchema)
+    const decode = SchemaParser.decodeUnknownResult(payloadSchema)
+    const problem = (payload: unknown) => {
+      const decoded = decode(payload)
+      return Result.isSuccess(decoded) ? "" : describeIssue(decoded.failure)
+    }
     const provided = ((state, payload) => {
       const decided = handler(state, payload)
       return Effect.isEffect(decided)
         ? Effect.provideContext(decided as Effect.Effect<AnyDecision<State>, unknown, R>, context)
         : decided
     }) as AnyHandler<State>
-    return { tag: command._tag, handler: provided, validate }
+    return { tag: command._tag, handler: provided, isValid, problem }
   })
 
   class EntityClient {
@@ -376,27 +397,21 @@ const run = Effect.fnUntraced(function* <State, Event extends EventSchema, R>(
       this.entityId = entityId
     }
   }
-  for (const { handler, tag, validate } of commands) {
+  for (const { handler, isValid, problem, tag } of commands) {
     Object.defineProperty(EntityClient.prototype, tag, {
       value(this: EntityClient, payload: unknown) {
-        const valid = validate(payload)
-        return Result.isSuccess(valid)
+        return isValid(payload)
           ? ask(this.entityId, handler, payload)
           : fail(
               new MalformedCommand({
                 entityType,
                 entityId: this.entityId,
                 command: tag,
-                message: `${tag} for ${entityType} "${this.entityId}": ${describeIssue(valid.failure)}`
+                message: `${tag} for ${entityType} "${this.entityId}": ${problem(payload)}`
               })
             )
       }
     })
   }
   return (entityId: string) => new EntityClient(entityId) as unknown as Client<Rpc.Any>
-})
-
-const loadedPosition = (loaded: { readonly sequence: number; readonly validThrough: number }) => ({
-  sequence: loaded.sequence,
-  validThrough: loaded.validThrough
 })

@@ -293,12 +293,12 @@ const make = Effect.fnUntraced(function* (store: Store, options: Options) {
         `${events.length} events of ${size} characters at once, the limits are ${limits.maxBlockEvents} and ${maxAppendSize}`
       )
     }
-    return Effect.map(
-      Effect.flatMap(logOf(entityType, shardOf(entityId)), (log) =>
-        log.append({ entityId, expected: sequence, validThrough, events: encoded, size })
-      ),
-      (placed) => ({ sequence: placed.sequence, validThrough: placed.offset })
-    )
+    const request = { entityId, expected: sequence, validThrough, events: encoded, size }
+    const shard = shardOf(entityId)
+    const log = logs.get(entityType)?.[shard]
+    return log === undefined
+      ? Effect.flatMap(startLog(entityType, shard), (started) => started.append(request))
+      : log.append(request)
   }
 
   const confirm = ({ entityId, entityType }: EntityKey, position: Position) =>

@@ -10,7 +10,7 @@ import type { JournalError } from "@effect-cassandra/journal/JournalError"
 import type { CassandraError } from "@effect-cassandra/session/CassandraError"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { make as statement } from "@effect-cassandra/session/Statement"
-import { Context, Duration, Effect, Layer, Result, Schedule, Semaphore, Stream } from "effect"
+import { Context, Duration, Effect, Layer, Result, Schedule, Stream } from "effect"
 import { type Write, Writer } from "./internal/writer.ts"
 import type { Processor } from "./Processor.ts"
 import {
@@ -28,8 +28,13 @@ import {
 export interface Options {
   /** How often the offsets are stored. Default: 250 milliseconds. */
   readonly offsetInterval?: Duration.Input | undefined
-  /** Requests in flight for all processors together. Default: 64. */
+  /** Requests in flight for each shard of a processor. Default: 16. */
   readonly concurrency?: number | undefined
+  /**
+   * Under load events are collected for up to this long, so that several writes of a row become one; an event that comes
+   * alone does not wait. Default: 200 milliseconds.
+   */
+  readonly maxLinger?: Duration.Input | undefined
   /** The longest pause before an event that failed is tried again. Default: 30 seconds. */
   readonly maxBackOff?: Duration.Input | undefined
 }
@@ -63,6 +68,9 @@ export class ReadSide extends Context.Service<
 
 /** Stamps of neighbouring events are ten apart. */
 const maxStatements = 10
+
+/** As many events at once are a backlog. */
+const catchUpEvents = 1000
 
 const offsets = `CREATE TABLE IF NOT EXISTS read_side_offsets (
   processor text, entity_type text, shard int, offset bigint, PRIMARY KEY ((processor, entity_type, shard)))`
@@ -137,8 +145,10 @@ const run = Effect.fnUntraced(function* (processors: ReadonlyArray<Processor>, o
   const journal = yield* Journal
   const session = yield* CassandraSession
   const scope = yield* Effect.scope
-  const writer = new Writer(session, Semaphore.makeUnsafe(options.concurrency ?? 64))
+  const writer = new Writer(session, options.concurrency ?? 16)
   const maxBackOff = Duration.toMillis(options.maxBackOff ?? "30 seconds")
+
+  const maxLinger = Duration.toMillis(options.maxLinger ?? "200 millis")
 
   const names = processors.map(({ name }) => name)
   const twice = names.find((name, i) => names.indexOf(name) !== i)
@@ -210,14 +220,16 @@ const run = Effect.fnUntraced(function* (processors: ReadonlyArray<Processor>, o
           }
           return writer.write(writes).pipe(
             Effect.mapError(storeFailure),
-            Effect.andThen(
-              Effect.suspend(() => {
-                if (done > runner.offset) runner.failures = 0
-                runner.offset = done
-                runner.failure = failed
-                return failed === undefined ? Effect.void : Effect.fail(failed)
-              })
-            )
+            Effect.flatMap((written) => {
+              if (done > runner.offset) runner.failures = 0
+              runner.offset = done
+              runner.failure = failed
+              if (failed !== undefined) return Effect.fail(failed)
+              // As long as it is worth while, and not when there is more to catch up with than is collected anyway.
+              return written > 1 && events.length < catchUpEvents
+                ? Effect.sleep(Math.min(2 * written, maxLinger))
+                : Effect.void
+            })
           )
         })
       ),

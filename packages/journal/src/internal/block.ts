@@ -8,10 +8,10 @@ export interface Entry {
   /** Microseconds; strictly increasing within the log. */
   readonly stamp: number
   readonly type: string
-  /** Type and payload as JSON members; absent where the payload was read from JSON. */
-  readonly body?: string
-  /** The payload as JSON gives it; absent until somebody asks, where `body` holds it. */
-  payload?: unknown
+  /** Sequence, type and payload as JSON members, where this process wrote them: a part of the block's text. */
+  readonly text?: string
+  /** The payload, where it was read from JSON. */
+  readonly payload?: unknown
 }
 
 /** Between the stamps of two neighbouring events; what lies between is for the statements of read sides. */
@@ -21,18 +21,38 @@ export const encodeBody = (type: string, payload: unknown): string =>
   `"t":${JSON.stringify(type)},"p":${JSON.stringify(payload) ?? "null"}`
 
 /** The payload as it comes back from JSON, whoever wrote it. */
-export const payloadOf = (entry: Entry): unknown => {
-  if (entry.payload === undefined) entry.payload = (JSON.parse(`{${entry.body}}`) as { p: unknown }).p
-  return entry.payload
-}
+export const payloadOf = (entry: Entry): unknown =>
+  entry.text === undefined ? entry.payload : (JSON.parse(`{${entry.text}}`) as { p: unknown }).p
 
-/** An event of a block, which knows its offset and stamp by its place. */
-export const encodeBlockEvent = (entityId: string, sequence: number, body: string): string =>
-  `{"e":${JSON.stringify(entityId)},"n":${sequence},${body}}`
+/** Builds the JSON of a block. */
+export class BlockBuilder {
+  #text = "["
+  #entries: Array<{ -readonly [K in keyof Entry]: Entry[K] }> = []
+  #ends: Array<number> = []
+  #starts: Array<number> = []
+
+  add(entityId: string, sequence: number, offset: number, stamp: number, type: string, body: string): void {
+    const begin = `${this.#entries.length === 0 ? "" : ","}{"e":${JSON.stringify(entityId)},`
+    this.#starts.push(this.#text.length + begin.length)
+    this.#text += `${begin}"n":${sequence},${body}}`
+    this.#ends.push(this.#text.length - 1)
+    this.#entries.push({ entityId, sequence, offset, stamp, type })
+  }
+
+  /** The text, and the entries as parts of it: many events in memory are then few objects. */
+  build(): { readonly text: string; readonly entries: ReadonlyArray<Entry> } {
+    // Through a buffer, for a string put together of many is a tree, and would keep all its branches.
+    const text = Buffer.from(`${this.#text}]`).toString()
+    for (let i = 0; i < this.#entries.length; i++) {
+      this.#entries[i]!.text = text.slice(this.#starts[i], this.#ends[i])
+    }
+    return { text, entries: this.#entries }
+  }
+}
 
 /** An event of an index row, which knows the entity by the row's key. */
 export const encodeIndexEvent = (entry: Entry): string =>
-  `{"n":${entry.sequence},"o":${entry.offset},"s":${entry.stamp},${entry.body ?? encodeBody(entry.type, entry.payload)}}`
+  `{"o":${entry.offset},"s":${entry.stamp},${entry.text ?? `"n":${entry.sequence},${encodeBody(entry.type, entry.payload)}`}}`
 
 interface BlockEvent {
   readonly e: string

@@ -16,7 +16,7 @@ import {
   SequenceConflict,
   StoreFailure
 } from "../JournalError.ts"
-import { decodeBlock, type Entry, encodeBlockEvent, encodeIndexEvent, stampStep } from "./block.ts"
+import { BlockBuilder, decodeBlock, type Entry, encodeIndexEvent, stampStep } from "./block.ts"
 import type { BlockAppend, IndexRow, LogId, Store, StoredBlock, TypeRecord } from "./store.ts"
 
 /** Bounds of a shard's log; all have good defaults in `Journal`. */
@@ -39,11 +39,10 @@ export interface AppendRequest {
   readonly size: number
 }
 
-/** Where the last event of an append stands. */
+/** Where the last event of an append stands: its sequence number and its offset. */
 export interface Placed {
   readonly sequence: number
-  readonly offset: number
-  readonly stamp: number
+  readonly validThrough: number
 }
 
 /** Consecutive events of the log, `from` excluded, `to` included. */
@@ -65,7 +64,7 @@ const rowSize = 64 * 1024
 /** Events of an entity per partition of the index; a multiple of `rowEvents`. */
 const partitionEvents = 10_000
 /** Blocks kept in memory for the readers of this process, by events. */
-const tailEvents = 20_000
+const tailEvents = 2000
 /** Entities whose last sequence number is remembered, twice at the most. */
 const rememberedEntities = 50_000
 const unindexedEvents = 100_000
@@ -391,20 +390,16 @@ export class ShardLog {
     return Effect.gen(function* () {
       const now = (yield* Clock.currentTimeMillis) * 1000
       let stamp = Math.max(now, self.#lastStamp + stampStep) - stampStep
-      const entries: Array<Entry> = []
-      const texts: Array<string> = []
+      const builder = new BlockBuilder()
       const placed: Array<Placed> = []
       let offset = self.head
       for (const { request } of taken) {
         let sequence = request.expected
         for (const { body, type } of request.events) {
-          sequence++
-          offset++
           stamp += stampStep
-          texts.push(encodeBlockEvent(request.entityId, sequence, body))
-          entries.push({ entityId: request.entityId, sequence, offset, stamp, type, body })
+          builder.add(request.entityId, ++sequence, ++offset, stamp, type, body)
         }
-        placed.push({ sequence, offset, stamp })
+        placed.push({ sequence, validThrough: offset })
       }
       if (stamp - now > maxSkewMicros) {
         const message = `the newest event of ${self.#name} is stamped ${Math.round((self.#lastStamp - now) / 1e6)} s ahead of this process's clock: set the clocks right`
@@ -413,13 +408,14 @@ export class ShardLog {
         }
         return false
       }
+      const { entries, text } = builder.build()
       const block: BlockAppend = {
         bucket: self.bucketOf(self.head),
         head: self.#expectedHead,
         offset,
         stamp,
         blockId: driver.types.TimeUuid.now().toString(),
-        events: `[${texts.join(",")}]`
+        events: text
       }
       const outcome = yield* self.#settle(block, taken)
       switch (outcome._tag) {

@@ -1,11 +1,11 @@
 /**
- * Executes the statements of many events at once: one batch per partition, and of several writes of the same row by the
+ * Executes the statements of many events at once: in batches by partition, and of several writes of the same row by the
  * same statement only the last, for the earlier ones would leave no trace.
  */
 import type { CassandraError } from "@effect-cassandra/session/CassandraError"
 import type { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { make, type Statement } from "@effect-cassandra/session/Statement"
-import { Effect, type Semaphore } from "effect"
+import { Effect } from "effect"
 import { type Analysis, analyse } from "./analysis.ts"
 
 /** A statement with the write timestamp that it gets. */
@@ -21,21 +21,34 @@ interface Plan {
   readonly row: ReadonlyArray<number> | undefined
 }
 
+/** Statements of one partition in a batch. */
 const batchSize = 100
+/** Partitions that share a batch, and its size: the server warns of more than 10, and of more than 5 KiB. */
+const mixedPartitions = 10
+const mixedBytes = 4096
+
+/** About the size of a statement's values, in bytes. */
+const sizeOf = ({ params }: Statement<unknown>) => {
+  let size = 0
+  for (const param of params)
+    size += typeof param === "string" ? param.length : Buffer.isBuffer(param) ? param.length : 16
+  return size
+}
 
 const keyOf = (params: ReadonlyArray<unknown>, places: ReadonlyArray<number>) =>
-  places.map((place) => `${typeof params[place]}:${params[place]}`).join("\u0000")
+  places.length === 1 ? String(params[places[0]!]) : places.map((place) => String(params[place])).join("\u0000")
 
 /** A writer in the keyspace of a session. */
 export class Writer {
   readonly #session: CassandraSession["Service"]
-  readonly #inFlight: Semaphore.Semaphore
+  readonly #concurrency: number
   readonly #analyses = new Map<string, Analysis | string>()
   readonly #plans = new Map<string, Plan>()
 
-  constructor(session: CassandraSession["Service"], inFlight: Semaphore.Semaphore) {
+  /** With `concurrency` requests in flight for each call of `write`. */
+  constructor(session: CassandraSession["Service"], concurrency: number) {
     this.#session = session
-    this.#inFlight = inFlight
+    this.#concurrency = concurrency
   }
 
   /** Why a statement may not be executed, if so. */
@@ -70,41 +83,54 @@ export class Writer {
     )
   }
 
-  /** Executes the writes; they may be executed again when it fails. */
-  write(writes: ReadonlyArray<Write>): Effect.Effect<void, CassandraError> {
+  /** Executes the writes, and says how many were left to execute; they may be executed again when it fails. */
+  write(writes: ReadonlyArray<Write>): Effect.Effect<number, CassandraError> {
     const self = this
     return Effect.gen(function* () {
-      const groups = new Map<string, Map<string, Statement<unknown>>>()
+      // Of the writes that replace each other, the last; by what identifies statement and row.
+      const last = new Map<string, readonly [Write, Plan]>()
       let unique = 0
-      for (const { stamp, statement } of writes) {
-        const { analysis, partition, row } = self.#plans.get(statement.text) ?? (yield* self.#plan(statement.text))
-        const { params } = statement
-        const group = partition === undefined ? `#${unique++}` : `${analysis.table}\u0000${keyOf(params, partition)}`
+      for (const write of writes) {
+        const { params, text } = write.statement
+        const plan = self.#plans.get(text) ?? (yield* self.#plan(text))
+        const { analysis, row } = plan
         const replaces = analysis.replaces && row !== undefined && !params.includes(undefined)
-        const member = replaces ? `${statement.text}\u0000${keyOf(params, row)}` : `#${unique++}`
-        const timed = [...params]
-        timed.splice(analysis.timestampIndex, 0, BigInt(stamp))
-        const members = groups.get(group)
-        const stamped = make(analysis.timestamped, timed, { ...statement.options, idempotent: true })
-        if (members === undefined) groups.set(group, new Map([[member, stamped]]))
-        else members.set(member, stamped)
+        last.set(replaces ? `${text}\u0000${keyOf(params, row)}` : `#${unique++}`, [write, plan])
       }
-      const requests: Array<Effect.Effect<unknown, CassandraError>> = []
-      for (const members of groups.values()) {
-        const statements = [...members.values()]
-        if (statements.length === 1) requests.push(self.#session.execute(statements[0]!))
-        else {
-          for (let i = 0; i < statements.length; i += batchSize) {
-            requests.push(
-              self.#session.batch(statements.slice(i, i + batchSize), { type: "unlogged", idempotent: true })
-            )
-          }
+      const partitions = new Map<string, Array<Statement<unknown>>>()
+      for (const [{ stamp, statement }, { analysis, partition }] of last.values()) {
+        const params = statement.params.toSpliced(analysis.timestampIndex, 0, BigInt(stamp))
+        const stamped = make(analysis.timestamped, params, { ...statement.options, idempotent: true })
+        const key =
+          partition === undefined ? `#${unique++}` : `${analysis.table}\u0000${keyOf(statement.params, partition)}`
+        const others = partitions.get(key)
+        if (others === undefined) partitions.set(key, [stamped])
+        else others.push(stamped)
+      }
+      const batches: Array<Array<Statement<unknown>>> = []
+      let mixed: Array<Statement<unknown>> = []
+      let mixedSize = 0
+      for (const statements of partitions.values()) {
+        if (statements.length > 1) {
+          for (let i = 0; i < statements.length; i += batchSize) batches.push(statements.slice(i, i + batchSize))
+          continue
         }
+        const size = sizeOf(statements[0]!)
+        if (mixed.length === mixedPartitions || (mixed.length > 0 && mixedSize + size > mixedBytes)) {
+          batches.push(mixed)
+          mixed = []
+          mixedSize = 0
+        }
+        mixed.push(statements[0]!)
+        mixedSize += size
       }
-      yield* Effect.forEach(requests, (request) => self.#inFlight.withPermits(1)(request), {
-        concurrency: "unbounded",
-        discard: true
-      })
+      if (mixed.length > 0) batches.push(mixed)
+      const execute = (batch: Array<Statement<unknown>>): Effect.Effect<unknown, CassandraError> =>
+        batch.length === 1
+          ? self.#session.execute(batch[0]!)
+          : self.#session.batch(batch, { type: "unlogged", idempotent: true })
+      yield* Effect.forEach(batches, execute, { concurrency: self.#concurrency, discard: true })
+      return last.size
     })
   }
 }
