@@ -1,5 +1,5 @@
 import { Schema } from "effect"
-import { HttpApi, HttpApiEndpoint, HttpApiGroup, OpenApi } from "effect/http-api"
+import { HttpApi, HttpApiEndpoint, HttpApiGroup, HttpApiMiddleware, OpenApi } from "effect/http-api"
 import { AccountClosed, AccountExists, AccountId, AccountUnknown, BalanceNotZero, Cents, Overdraft } from "./Account.ts"
 
 /** The bank could not do it now; the message says whether it may have been done. */
@@ -8,6 +8,18 @@ export class BankUnavailable extends Schema.TaggedError<BankUnavailable>()(
   { message: Schema.String },
   { httpApiStatus: 503 }
 ) {}
+
+/** The request does not fit the API; the message says where. */
+export class MalformedRequest extends Schema.TaggedError<MalformedRequest>()(
+  "MalformedRequest",
+  { message: Schema.String },
+  { httpApiStatus: 400 }
+) {}
+
+/** Answers a malformed request with what is wrong with it. */
+export class Validation extends HttpApiMiddleware.Service<Validation>()("bank/Validation", {
+  error: MalformedRequest
+}) {}
 
 const Amount = Schema.Struct({ cents: Cents })
 const Balance = Schema.Struct({ account: Schema.String, balance: Schema.Int })
@@ -69,4 +81,5 @@ const Views = HttpApiGroup.make("views")
 export class BankApi extends HttpApi.make("bank")
   .add(Accounts)
   .add(Views)
+  .middleware(Validation)
   .annotateMerge(OpenApi.annotations({ title: "Bank", description: "Accounts, with money in cents" })) {}

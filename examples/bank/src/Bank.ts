@@ -6,9 +6,9 @@ import { ReadSide } from "@effect-cassandra/read-side/ReadSide"
 import type { CassandraError } from "@effect-cassandra/session/CassandraError"
 import { Effect, Layer } from "effect"
 import { HttpRouter } from "effect/http"
-import { HttpApiBuilder, HttpApiScalar } from "effect/http-api"
+import { HttpApiBuilder, HttpApiMiddleware, HttpApiScalar } from "effect/http-api"
 import { Account, behavior } from "./Account.ts"
-import { BankApi, BankUnavailable } from "./Api.ts"
+import { BankApi, BankUnavailable, MalformedRequest, Validation } from "./Api.ts"
 import { AccountStatement, AccountsOfOwner, accountsOf, statementOf } from "./Views.ts"
 
 /** What the bank's callers hear of Effect.catchTag("EntityError", unavailable)s that are not theirs; the details go to the log. */
@@ -77,6 +77,10 @@ const ViewsLive = HttpApiBuilder.group(
   })
 )
 
+const ValidationLive = HttpApiMiddleware.layerSchemaErrorTransform(Validation, (error) =>
+  Effect.fail(error.kind.startsWith("Response") ? error : new MalformedRequest({ message: error.cause.message }))
+)
+
 /** The bank without its HTTP server: accounts and views, in the keyspace of a session. */
 export const BankLive = Layer.mergeAll(
   Account.layer(behavior),
@@ -84,7 +88,10 @@ export const BankLive = Layer.mergeAll(
 ).pipe(Layer.provideMerge(Journal.layer()))
 
 const Routes = Layer.mergeAll(
-  HttpApiBuilder.layer(BankApi, { openapiPath: "/openapi.json" }).pipe(Layer.provide([AccountsLive, ViewsLive])),
+  HttpApiBuilder.layer(BankApi, { openapiPath: "/openapi.json" }).pipe(
+    Layer.provide([AccountsLive, ViewsLive]),
+    Layer.provide(ValidationLive)
+  ),
   HttpApiScalar.layer(BankApi, { path: "/docs" })
 )
 

@@ -2,12 +2,15 @@ import { fileURLToPath } from "node:url"
 import { NodeRuntime } from "@effect/platform-node"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { CassandraServer } from "@effect-cassandra/testing/CassandraServer"
-import { Config, Console, Effect, Layer } from "effect"
+import { Config, Console, Effect, Layer, Schema } from "effect"
 import { HttpServer } from "effect/http"
 import { BankServer } from "./Bank.ts"
 
+/** 0 takes a free one. */
+const Port = Schema.NumberFromString.check(Schema.isInt(), Schema.isBetween({ minimum: 0, maximum: 65535 }))
+
 const settings = Config.all({
-  port: Config.Port("PORT").pipe(Config.withDefault(3000)),
+  port: Config.schema(Port, "PORT").pipe(Config.withDefault(3000)),
   keyspace: Config.String("BANK_KEYSPACE").pipe(Config.withDefault("bank")),
   dataDirectory: Config.String("BANK_DATA").pipe(
     Config.withDefault(fileURLToPath(new URL("../../../.data", import.meta.url)))
