@@ -12,7 +12,6 @@ export const Opened = Schema.TaggedStruct("Opened", { owner: Schema.String })
 export const Deposited = Schema.TaggedStruct("Deposited", { cents: Cents, balance: Schema.Int })
 export const Withdrawn = Schema.TaggedStruct("Withdrawn", { cents: Cents, balance: Schema.Int })
 export const Closed = Schema.TaggedStruct("Closed", {})
-export type Event = typeof Opened.Type | typeof Deposited.Type | typeof Withdrawn.Type | typeof Closed.Type
 
 // Errors: why a command is refused. The status is that of the HTTP response.
 export class AccountExists extends Schema.TaggedError<AccountExists>()(

@@ -82,10 +82,9 @@ const ValidationLive = HttpApiMiddleware.layerSchemaErrorTransform(Validation, (
 )
 
 /** The bank without its HTTP server: accounts and views, in the keyspace of a session. */
-export const BankLive = Layer.mergeAll(
-  Account.layer(behavior),
-  ReadSide.layer([AccountsOfOwner, AccountStatement])
-).pipe(Layer.provideMerge(Journal.layer()))
+const BankLive = Layer.mergeAll(Account.layer(behavior), ReadSide.layer([AccountsOfOwner, AccountStatement])).pipe(
+  Layer.provideMerge(Journal.layer())
+)
 
 const Routes = Layer.mergeAll(
   HttpApiBuilder.layer(BankApi, { openapiPath: "/openapi.json" }).pipe(

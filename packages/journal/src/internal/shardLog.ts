@@ -83,7 +83,7 @@ const storeFailure = (cause: CassandraError) =>
   new JournalError({ reason: new StoreFailure({ message: cause.message, cause }) })
 
 /** Groups the events of one entity into index rows. */
-export const indexRows = (entityType: string, entityId: string, entries: ReadonlyArray<Entry>): Array<IndexRow> => {
+const indexRows = (entityType: string, entityId: string, entries: ReadonlyArray<Entry>): Array<IndexRow> => {
   const rows: Array<IndexRow> = []
   let texts: Array<string> = []
   let size = 0

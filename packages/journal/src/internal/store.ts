@@ -25,7 +25,7 @@ export interface BlockAppend extends StoredBlock {
 }
 
 /** Applied, or the bucket's head and the id of the block that stands at the offset. */
-export type AppendOutcome =
+type AppendOutcome =
   | { readonly applied: true }
   | { readonly applied: false; readonly head: number | null; readonly blockId: string | null }
 

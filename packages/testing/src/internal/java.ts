@@ -16,7 +16,7 @@ const folders = (parent: string, ...rest: ReadonlyArray<string>) =>
   existsSync(parent) ? readdirSync(parent).map((name) => join(parent, name, ...rest)) : []
 
 /** Where a Java may be, in the order in which they are tried. */
-export const candidates = (env: NodeJS.ProcessEnv): ReadonlyArray<string> => [
+const candidates = (env: NodeJS.ProcessEnv): ReadonlyArray<string> => [
   ...(env.JAVA_HOME ? [join(env.JAVA_HOME, "bin", "java")] : []),
   ...(env.PATH ?? "").split(delimiter).map((folder) => join(folder, "java")),
   ...folders("/usr/lib/jvm", "bin", "java"),
