@@ -62,9 +62,14 @@ const fromResponse = (error: Error & ResponseDetails): E.Reason => {
   }
 }
 
-/** The errors of the hosts that were tried; a host that was known to be down stands as a text. */
-const innerErrors = (error: driver.errors.NoHostAvailableError): ReadonlyArray<unknown> =>
-  Object.values((error.innerErrors ?? {}) as Record<string, unknown>)
+/** The errors of the hosts that were tried; a host that was known to be down stands with a text. */
+const innerErrors = (
+  error: driver.errors.NoHostAvailableError
+): ReadonlyArray<readonly [host: string, cause: unknown]> =>
+  Object.entries((error.innerErrors ?? {}) as Record<string, unknown>)
+
+const describeHost = ([host, cause]: readonly [string, unknown]) =>
+  `${host}: ${cause instanceof Error ? cause.message : (cause ?? "no connection")}`
 
 /** Gives an error of the driver its reason. */
 export const toReason = (cause: unknown): E.Reason => {
@@ -75,14 +80,16 @@ export const toReason = (cause: unknown): E.Reason => {
   if (cause instanceof driver.errors.AuthenticationError) return new E.AuthenticationFailed(base)
   if (cause instanceof driver.errors.NoHostAvailableError) {
     // What a host answered is the reason, not that there was no further host to try.
-    const answer = innerErrors(cause).find(
-      (error) =>
+    const tried = innerErrors(cause)
+    const answer = tried.find(
+      ([, error]) =>
         error instanceof driver.errors.ResponseError ||
         error instanceof driver.errors.AuthenticationError ||
         error instanceof driver.errors.ArgumentError
     )
-    if (answer !== undefined) return toReason(answer)
-    return new E.NoHostAvailable(base)
+    if (answer !== undefined) return toReason(answer[1])
+    const message = tried.length === 0 ? cause.message : tried.map(describeHost).join(", ")
+    return new E.NoHostAvailable({ message, cause })
   }
   if (cause instanceof driver.errors.ArgumentError) return new E.InvalidOptions(base)
   if (cause instanceof TypeError || cause instanceof RangeError) return new E.InvalidStatement(base)
