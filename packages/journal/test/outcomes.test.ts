@@ -2,7 +2,7 @@ import { assert, layer } from "@effect/vitest"
 import { CassandraError, OutcomeUnknown } from "@effect-cassandra/session/CassandraError"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
-import { Effect, Layer, Stream } from "effect"
+import { Effect, Fiber, Layer, Stream } from "effect"
 import { Journal, type Options, type Position } from "../src/Journal.ts"
 
 /** What happens to the next append: its answer is lost, it is not executed, or it is executed later than answered. */
@@ -96,6 +96,30 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
       )
     }
   }
+
+  it.effect("a journal that is closed meanwhile leaves nobody waiting", () =>
+    Effect.gen(function* () {
+      const key = { entityType: "Closed", entityId: "x" }
+      const faults = Array.from({ length: 100 }, (): Fault => "not executed")
+      const [append, look] = yield* run(faults, { shards: 1, appendTimeout: "50 millis" }, (journal) =>
+        Effect.gen(function* () {
+          yield* journal.head("Closed", 0)
+          const events = [{ type: "N", payload: 1 }]
+          const first = yield* Effect.forkDetach(
+            Effect.flip(journal.append({ ...key, sequence: 0, validThrough: 0, events })),
+            { startImmediately: true }
+          )
+          yield* Effect.sleep("20 millis")
+          return [
+            first,
+            yield* Effect.forkDetach(Effect.flip(journal.head("Closed", 0)), { startImmediately: true })
+          ] as const
+        })
+      )
+      assert.strictEqual((yield* Fiber.join(append)).reason._tag, "OutcomeUnknown")
+      assert.include(["StoreFailure", "JournalClosed"], (yield* Fiber.join(look)).reason._tag)
+    })
+  )
 
   it.effect("without an answer in time the caller hears so, and the events are there later, once", () =>
     Effect.gen(function* () {

@@ -51,7 +51,7 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
               conditional
             )
           )
-          .pipe(Effect.catchReason("CassandraError", "OutcomeUnknown", () => Effect.void))
+          .pipe(Effect.retry({ times: 5, while: (error) => error.reason._tag === "OutcomeUnknown" }))
         rows = yield* read
       }
       const row = rows[0]

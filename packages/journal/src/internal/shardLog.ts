@@ -52,6 +52,9 @@ export interface Block {
   readonly entries: ReadonlyArray<Entry>
 }
 
+/** Who waits for a look at the head. */
+type Waiting = (effect: Effect.Effect<void, JournalError>) => void
+
 interface Pending {
   readonly since: number
   readonly request: AppendRequest
@@ -146,7 +149,9 @@ export class ShardLog {
   #unindexedCount = 0
 
   #pending: Array<Pending> = []
-  #syncs: Array<(effect: Effect.Effect<void, JournalError>) => void> = []
+  #syncs: Array<Waiting> = []
+  /** Those that the block under way will answer. */
+  #held: Array<Waiting> = []
   #fatal: JournalError | undefined
   #closing = false
   readonly #wake = Latch.makeUnsafe(false)
@@ -183,7 +188,7 @@ export class ShardLog {
   /** Whether a state that includes the entity's events up to `validThrough`, the last being `sequence`, is still the newest. */
   isCurrent(entityId: string, sequence: number, validThrough: number): boolean {
     const last = this.#last.get(entityId) ?? this.#lastOlder.get(entityId)
-    return validThrough >= this.#followedFrom && (last === undefined || last === sequence)
+    return validThrough >= this.#followedFrom && validThrough <= this.head && (last === undefined || last === sequence)
   }
 
   /** The events of an entity that are not surely in the index yet, and the offset up to where they are complete. */
@@ -285,11 +290,21 @@ export class ShardLog {
     if (error.reason._tag === "DataLost" || error.reason._tag === "DataCorrupt") this.#fatal = error
     this.#inBlock = 0
     const pending = this.#pending
-    const syncs = this.#syncs
     this.#pending = []
-    this.#syncs = []
     for (const { resume } of pending) resume(Effect.fail(error))
-    for (const resume of syncs) resume(Effect.fail(error))
+    this.#failSyncs(error)
+  }
+
+  #failSyncs(error: JournalError) {
+    for (const resume of [...this.#held.splice(0), ...this.#syncs.splice(0)]) resume(Effect.fail(error))
+  }
+
+  #tellUnknown(taken: ReadonlyArray<Pending>, message: string) {
+    const { entityType } = this.log
+    for (const { request, resume } of taken) {
+      const reason = new OutcomeUnknown({ entityType, entityId: request.entityId, message })
+      resume(Effect.fail(new JournalError({ reason })))
+    }
   }
 
   #round(): Effect.Effect<void, JournalError> {
@@ -310,19 +325,19 @@ export class ShardLog {
           continue
         }
         self.#inBlock = taken.length
+        self.#held = syncs
         const applied = yield* self.#commit(taken).pipe(
           // What was waiting for this block hears of a failure in #stop, with all the others.
-          Effect.tapError(() =>
-            Effect.sync(() => {
-              self.#pending.unshift(...taken)
-              self.#syncs.push(...syncs)
-            })
+          Effect.tapError(() => Effect.sync(() => self.#pending.unshift(...taken))),
+          Effect.onInterrupt(() =>
+            Effect.sync(() => self.#tellUnknown(taken, "the journal was closed before an answer came"))
           )
         )
         self.#inBlock = 0
         // A block that was applied proves that nobody else had appended: whoever waited for a look has it.
-        if (applied) for (const resume of syncs) resume(Effect.void)
-        else self.#syncs.push(...syncs)
+        const held = self.#held.splice(0)
+        if (applied) for (const resume of held) resume(Effect.void)
+        else self.#syncs.unshift(...held)
       }
     })
   }
@@ -477,16 +492,13 @@ export class ShardLog {
         else if (!unknown) return { _tag: "NotExecuted", error } as const
         if (!told && Date.now() - begin > self.#limits.appendTimeoutMillis) {
           told = true
-          for (const { request, resume } of taken) {
-            const message = `no answer within ${self.#limits.appendTimeoutMillis} ms whether the events were stored: ${error.message}`
-            const reason = new OutcomeUnknown({
-              entityType: self.log.entityType,
-              entityId: request.entityId,
-              message
-            })
-            resume(Effect.fail(new JournalError({ reason })))
-          }
+          const { appendTimeoutMillis } = self.#limits
+          self.#tellUnknown(
+            taken,
+            `no answer within ${appendTimeoutMillis} ms whether the events were stored: ${error.message}`
+          )
         }
+        if (told) self.#failSyncs(storeFailure(error))
         self.#expire(error)
         yield* Effect.logWarning(`${self.#name}: an append is not answered, sending the same again: ${error.message}`)
         yield* Effect.sleep(Math.min(2000, 50 * 2 ** attempt) * (0.5 + Math.random()))
@@ -548,9 +560,7 @@ export class ShardLog {
   }
 
   /** Looks whether somebody else has appended, and follows. */
-  #look(
-    waiting: ReadonlyArray<(effect: Effect.Effect<void, JournalError>) => void>
-  ): Effect.Effect<void, JournalError> {
+  #look(waiting: ReadonlyArray<Waiting>): Effect.Effect<void, JournalError> {
     const self = this
     return Effect.gen(function* () {
       const exit = yield* Effect.exit(self.#store.readHead(self.log, self.bucketOf(self.head), true))
@@ -681,6 +691,7 @@ export class ShardLog {
     const through = this.head
     this.#indexing = entries
     this.#unindexed = new Map()
+    const count = this.#unindexedCount
     this.#unindexedCount = 0
     const rows = [...entries].flatMap(([entityId, list]) => indexRows(this.log.entityType, entityId, list))
     return Effect.forEach(rows, this.#store.writeIndexRow, { concurrency: 16, discard: true }).pipe(
@@ -691,6 +702,7 @@ export class ShardLog {
             for (const [entityId, list] of this.#unindexed)
               entries.set(entityId, [...(entries.get(entityId) ?? []), ...list])
             this.#unindexed = entries
+            this.#unindexedCount += count
           }
           this.#indexing = new Map()
           this.#indexed.openUnsafe()
