@@ -8,6 +8,7 @@ const folder = mkdtempSync(join(tmpdir(), "effect-cassandra-test-"))
 const report = join(folder, "report.json")
 let passed = 0
 let failed = 0
+let skipped = 0
 
 const check = (name: string, command: string, args: ReadonlyArray<string>) => {
   console.log(`\n${name}`)
@@ -28,9 +29,13 @@ const tests = spawnSync(
   { stdio: "inherit" }
 )
 try {
-  const { numFailedTests, numPassedTests } = JSON.parse(readFileSync(report, "utf8")) as Record<string, number>
+  const { numFailedTests, numPassedTests, numPendingTests } = JSON.parse(readFileSync(report, "utf8")) as Record<
+    string,
+    number
+  >
   passed += numPassedTests!
   failed += numFailedTests!
+  skipped = numPendingTests!
   // A file that cannot be loaded has no tests to count.
   if (tests.status !== 0 && numFailedTests === 0) failed++
 } catch {
@@ -38,5 +43,5 @@ try {
 }
 rmSync(folder, { recursive: true })
 
-console.log(`\n${passed} passed, ${failed} failed`)
+console.log(`\n${passed} passed, ${failed} failed${skipped === 0 ? "" : `, ${skipped} skipped`}`)
 process.exitCode = failed === 0 ? 0 : 1

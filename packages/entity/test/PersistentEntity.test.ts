@@ -187,15 +187,32 @@ const suite = <E>(name: string, journal: Layer.Layer<Journal | CassandraSession,
     )
 
     it.effect("leaves memory when idle, and comes back", () =>
-      fresh(
-        Effect.gen(function* () {
+      Effect.gen(function* () {
+        const journal = yield* Journal
+        let loads = 0
+        const counted: Journal["Service"] = {
+          ...journal,
+          load: (...args) => {
+            loads++
+            return journal.load(...args)
+          }
+        }
+        const counting = Layer.fresh(live({ passivateAfter: "50 millis" })).pipe(
+          Layer.provide(Layer.succeed(Journal, counted))
+        )
+        yield* Effect.gen(function* () {
           const counter = (yield* Counter)("idle")
           yield* counter.Add({ amount: 7 })
-          yield* Effect.sleep("300 millis")
-          assert.strictEqual(yield* counter.Total(), 7)
-        }),
-        { passivateAfter: "50 millis" }
-      )
+          yield* counter.Add({ amount: 1 })
+          assert.strictEqual(loads, 1)
+          yield* Effect.sleep("60 millis").pipe(
+            Effect.andThen(counter.Total()),
+            Effect.tap((total) => Effect.sync(() => assert.strictEqual(total, 8))),
+            Effect.repeat({ until: () => loads === 2, times: 50 })
+          )
+          assert.strictEqual(loads, 2)
+        }).pipe(Effect.provide(counting))
+      })
     )
 
     it.effect("decides again when another process was first: nothing is lost, no reply and no rejection is stale", () =>

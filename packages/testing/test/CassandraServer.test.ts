@@ -9,6 +9,7 @@ import { cql } from "@effect-cassandra/session/Statement"
 import { ConfigProvider, Effect, Layer, Schedule } from "effect"
 import { CassandraServer } from "../src/CassandraServer.ts"
 import { findJava, parseVersion } from "../src/internal/java.ts"
+import { hasMaven } from "../src/internal/localProcess.ts"
 
 const temporary = Effect.acquireRelease(
   Effect.sync(() => mkdtempSync(join(tmpdir(), "cassandra-test-"))),
@@ -75,6 +76,11 @@ const alive = (pid: number) => {
   }
 }
 
+/** Where there is only Docker, or a Cassandra of one's own, a local process cannot be tried. */
+const hasJava = await Effect.runPromise(
+  Effect.all([findJava(process.env), hasMaven]).pipe(Effect.map(([{ java }, maven]) => java !== undefined && maven))
+)
+
 describe("a local process", () => {
   const session = Layer.unwrap(
     Effect.map(CassandraServer, ({ connection }) =>
@@ -82,7 +88,7 @@ describe("a local process", () => {
     )
   )
 
-  it.live(
+  it.live.skipIf(!hasJava)(
     "keeps its data in a chosen folder, lets nobody else open it, and is gone with the layer",
     () =>
       Effect.gen(function* () {
@@ -106,7 +112,7 @@ describe("a local process", () => {
     120_000
   )
 
-  it.live(
+  it.live.skipIf(!hasJava)(
     "is gone soon after its parent was killed",
     () =>
       Effect.gen(function* () {
