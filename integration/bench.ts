@@ -190,6 +190,8 @@ const program = Effect.gen(function* () {
       })
     }
   }
+  // The views catch up first.
+  yield* Effect.sleep("2 seconds")
   const { p50, p99 } = yield* lag
   console.table(table)
   console.log(`read-side lag under 500 events/s: p50 ${p50.toFixed(1)} ms, p99 ${p99.toFixed(1)} ms`)

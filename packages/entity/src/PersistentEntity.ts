@@ -331,39 +331,56 @@ const run = Effect.fnUntraced(function* <State, Event extends EventSchema, R>(
     return Effect.isEffect(decided) ? Effect.flatMap(decided, carryOut) : carryOut(decided)
   }
 
+  /** Gives a command to its entity, which is brought into memory if it is not there. */
   const ask = (entityId: string, handler: AnyHandler<State>, payload: unknown): Effect.Effect<unknown, unknown> =>
     Effect.suspend(() => {
-      const entity: Instance<State> = instances.get(entityId) ?? {
-        tickets: [],
-        lastUsed: Date.now(),
-        loaded: undefined
+      let entity = instances.get(entityId)
+      if (entity === undefined) {
+        entity = { tickets: [], lastUsed: 0, loaded: undefined }
+        instances.set(entityId, entity)
       }
-      instances.set(entityId, entity)
-      let ticket: Ticket | undefined
-      const myTurn = Effect.callback<void>((resume) => {
-        ticket = { granted: entity.tickets.length === 0, resume: () => resume(Effect.void) }
-        entity.tickets.push(ticket)
-        if (ticket.granted) ticket.resume()
-      })
-      return Effect.onExit(
-        Effect.flatMap(myTurn, () => turn(entityId, entity, handler, payload, 0)),
-        (exit) => {
-          // Also for who is interrupted between being granted the turn and taking it.
-          if (ticket !== undefined) entity.tickets.splice(entity.tickets.indexOf(ticket), 1)
-          if (ticket?.granted) {
-            entity.lastUsed = Date.now()
-            // After a defect, or an interruption that leaves an append behind, the next command loads the entity again.
-            if (Exit.isFailure(exit) && (Exit.hasDies(exit) || Exit.hasInterrupts(exit))) entity.loaded = undefined
-            const next = entity.tickets[0]
-            if (next !== undefined) {
-              next.granted = true
-              queueMicrotask(next.resume)
-            }
-          }
-          return Effect.void
-        }
-      )
+      entity.lastUsed = Date.now()
+      return takeTurn(entityId, entity, handler, payload)
     })
+
+  /** Waits until the commands before are done. */
+  const takeTurn = (
+    entityId: string,
+    entity: Instance<State>,
+    handler: AnyHandler<State>,
+    payload: unknown
+  ): Effect.Effect<unknown, unknown> => {
+    let ticket: Ticket | undefined
+    return Effect.onExit(
+      Effect.suspend(() => {
+        if (entity.tickets.length === 0) {
+          ticket = { granted: true, resume: () => {} }
+          entity.tickets.push(ticket)
+          return turn(entityId, entity, handler, payload, 0)
+        }
+        const granted = Effect.callback<void>((resume) => {
+          ticket = { granted: entity.tickets.length === 0, resume: () => resume(Effect.void) }
+          entity.tickets.push(ticket)
+          if (ticket.granted) ticket.resume()
+        })
+        return Effect.flatMap(granted, () => turn(entityId, entity, handler, payload, 0))
+      }),
+      (exit) => {
+        // Also for who is interrupted between being granted the turn and taking it.
+        if (ticket !== undefined) entity.tickets.splice(entity.tickets.indexOf(ticket), 1)
+        if (ticket?.granted) {
+          // After a defect, or an interruption that leaves an append behind, the next command loads the entity again.
+          if (Exit.isFailure(exit) && (Exit.hasDies(exit) || Exit.hasInterrupts(exit))) entity.loaded = undefined
+          const next = entity.tickets[0]
+          if (next !== undefined) {
+            next.granted = true
+            queueMicrotask(next.resume)
+          }
+        }
+        return Effect.void
+      }
+    )
+  }
 
   yield* Effect.sync(() => {
     const before = Date.now() - passivateAfter

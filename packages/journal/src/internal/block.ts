@@ -26,25 +26,29 @@ export const payloadOf = (entry: Entry): unknown =>
 
 /** Builds the JSON of a block. */
 export class BlockBuilder {
-  #text = "["
-  #entries: Array<{ -readonly [K in keyof Entry]: Entry[K] }> = []
-  #ends: Array<number> = []
-  #starts: Array<number> = []
+  readonly #parts: Array<string> = []
+  readonly #entries: Array<{ -readonly [K in keyof Entry]: Entry[K] }> = []
+  /** Where each entry's text begins, within its part. */
+  readonly #begins: Array<number> = []
 
   add(entityId: string, sequence: number, offset: number, stamp: number, type: string, body: string): void {
-    const begin = `${this.#entries.length === 0 ? "" : ","}{"e":${JSON.stringify(entityId)},`
-    this.#starts.push(this.#text.length + begin.length)
-    this.#text += `${begin}"n":${sequence},${body}}`
-    this.#ends.push(this.#text.length - 1)
+    const begin = `${this.#parts.length === 0 ? "[" : ""}{"e":${JSON.stringify(entityId)},`
+    this.#begins.push(begin.length)
+    this.#parts.push(`${begin}"n":${sequence},${body}}`)
     this.#entries.push({ entityId, sequence, offset, stamp, type })
   }
 
   /** The text, and the entries as parts of it: many events in memory are then few objects. */
   build(): { readonly text: string; readonly entries: ReadonlyArray<Entry> } {
-    // Through a buffer, for a string put together of many is a tree, and would keep all its branches.
-    const text = Buffer.from(`${this.#text}]`).toString()
-    for (let i = 0; i < this.#entries.length; i++) {
-      this.#entries[i]!.text = text.slice(this.#starts[i], this.#ends[i])
+    const parts = this.#parts
+    const last = parts.length - 1
+    parts[last] += "]"
+    const text = parts.join(",")
+    let position = 0
+    for (let i = 0; i <= last; i++) {
+      const end = position + parts[i]!.length
+      this.#entries[i]!.text = text.slice(position + this.#begins[i]!, i === last ? end - 2 : end - 1)
+      position = end + 1
     }
     return { text, entries: this.#entries }
   }
