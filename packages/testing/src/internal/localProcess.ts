@@ -260,7 +260,10 @@ export const startProcess = Effect.fnUntraced(function* (
   yield* Effect.acquireRelease(
     Effect.sync(() => {
       // Detached: Ctrl-C in a terminal must not end the server before the program has closed its session.
-      const child = spawn(join(resources, "run.sh"), args, { detached: true, stdio: ["pipe", "pipe", "pipe"] })
+      const child = spawn("sh", [join(resources, "run.sh"), ...args], {
+        detached: true,
+        stdio: ["pipe", "pipe", "pipe"]
+      })
       const output = createWriteStream(log)
       child.stdout.pipe(output)
       child.stderr.pipe(output)
