@@ -1,7 +1,7 @@
 import { connect as connectTcp, createServer, type Socket } from "node:net"
 import { assert, describe, layer } from "@effect/vitest"
 import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
-import { Config, ConfigProvider, Effect, Exit, Fiber, Layer, Redacted, Schedule, Stream } from "effect"
+import { Config, ConfigProvider, Effect, Exit, Fiber, Layer, Redacted, Stream } from "effect"
 import { CassandraSession, make, type Options } from "../src/CassandraSession.ts"
 import { cql, make as statement, withOptions } from "../src/Statement.ts"
 
@@ -338,10 +338,7 @@ layer(table.pipe(Layer.provideMerge(TestKeyspace.layer)), { excludeTestServices:
         })
         const rows = yield* Effect.flatMap(CassandraSession, (session) =>
           session.execute(cql`SELECT n FROM items LIMIT 1`)
-        ).pipe(
-          Effect.provide(Live.pipe(Layer.provide(ConfigProvider.layer(provider)))),
-          Effect.retry(Schedule.recurs(0))
-        )
+        ).pipe(Effect.provide(Live.pipe(Layer.provide(ConfigProvider.layer(provider)))))
         assert.isAtMost(rows.length, 1)
       })
     )

@@ -611,7 +611,6 @@ export class ShardLog {
           last[0]?.offset === known || bucket === 0 ? last : yield* self.#readBlocks(bucket - 1, known - 1, false)
         if (before[0]?.offset !== known) return yield* self.#corrupt(`no block ends at ${known}, where the index ends`)
         self.#lastStamp = before[0].stamp
-        self.#bucketStarted = head !== null
       }
       if (head !== null) yield* self.#follow(head)
     })
