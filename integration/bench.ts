@@ -202,7 +202,7 @@ const Session = Layer.unwrap(
     CassandraSession.layer({
       ...connection,
       keyspace: `bench_${Date.now()}`,
-      replication: { [connection.localDataCenter ?? "datacenter1"]: 1 }
+      development: true
     })
   )
 )

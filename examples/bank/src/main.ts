@@ -38,7 +38,8 @@ const Session = (keyspace: string) =>
       CassandraSession.layer({
         ...connection,
         keyspace,
-        replication: { [connection.localDataCenter ?? "datacenter1"]: 1 }
+        service: "bank",
+        development: true
       })
     )
   )

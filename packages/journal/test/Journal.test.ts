@@ -326,11 +326,14 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
 
     it.effect("a log that has become shorter than its index", () =>
       Effect.gen(function* () {
+        const session = yield* CassandraSession
+        const indexed = session
+          .execute(cql`SELECT sequence FROM entity_events WHERE entity_type = 'Lost' ALLOW FILTERING`)
+          .pipe(Effect.repeat({ until: (rows) => rows.length > 0, schedule: Schedule.spaced("20 millis") }))
         const { sequence } = yield* run(options, (journal) =>
-          Effect.provideService(appendAll("Lost", "x", 5), Journal, journal)
+          Effect.provideService(appendAll("Lost", "x", 5), Journal, journal).pipe(Effect.tap(indexed))
         )
         assert.strictEqual(sequence, 5)
-        const session = yield* CassandraSession
         for (const shard of [0, 1, 2]) {
           yield* session.execute(
             cql`DELETE FROM event_log WHERE entity_type = 'Lost' AND shard = ${shard} AND bucket = ${0n}`

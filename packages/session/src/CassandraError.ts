@@ -17,6 +17,11 @@ const Answered = {
   received: Schema.optional(Schema.Number)
 }
 
+const Written = {
+  ...Answered,
+  writeType: Schema.optional(Schema.String)
+}
+
 /** The options do not fit together, or not the cluster. */
 export class InvalidOptions extends Schema.TaggedError<InvalidOptions>()("InvalidOptions", Fields) {
   readonly isRetryable = false
@@ -50,6 +55,65 @@ export class InvalidStatement extends Schema.TaggedError<InvalidStatement>()("In
   readonly isRetryable = false
 }
 
+/** The table, type or keyspace to create exists. */
+export class AlreadyExists extends Schema.TaggedError<AlreadyExists>()("AlreadyExists", {
+  ...Fields,
+  keyspace: Schema.String,
+  /** Empty for a keyspace. */
+  table: Schema.String
+}) {
+  readonly isRetryable = false
+}
+
+/** Not all nodes agreed on a change of the schema in time: it was made, and those nodes do not know it yet. */
+export class SchemaDisagreement extends Schema.TaggedError<SchemaDisagreement>()("SchemaDisagreement", Fields) {
+  readonly isRetryable = true
+}
+
+/** The keyspace belongs to another service, which alone may write into it. */
+export class KeyspaceOwned extends Schema.TaggedError<KeyspaceOwned>()("KeyspaceOwned", {
+  ...Fields,
+  keyspace: Schema.String,
+  owner: Schema.String
+}) {
+  readonly isRetryable = false
+}
+
+/** The session was opened for reading only. */
+export class ReadOnly extends Schema.TaggedError<ReadOnly>()("ReadOnly", Fields) {
+  readonly isRetryable = false
+}
+
+/** The batch spans several partitions and is larger than the server accepts; it was not sent. */
+export class BatchTooLarge extends Schema.TaggedError<BatchTooLarge>()("BatchTooLarge", {
+  ...Fields,
+  /** Size of its values, in bytes. */
+  bytes: Schema.Number,
+  /** In bytes. */
+  limit: Schema.Number
+}) {
+  readonly isRetryable = false
+}
+
+/** There was not exactly one row. */
+export class UnexpectedRows extends Schema.TaggedError<UnexpectedRows>()("UnexpectedRows", {
+  ...Fields,
+  /** How many there were, counted up to 2. */
+  rows: Schema.Number
+}) {
+  readonly isRetryable = false
+}
+
+/** A row does not fit the schema of its statement. */
+export class RowMismatch extends Schema.TaggedError<RowMismatch>()("RowMismatch", Fields) {
+  readonly isRetryable = false
+}
+
+/** Too many requests are under way and waiting, in this session or on the nodes; this one was not executed. */
+export class Overloaded extends Schema.TaggedError<Overloaded>()("Overloaded", Fields) {
+  readonly isRetryable = true
+}
+
 /** Too few replicas are alive for the consistency. */
 export class Unavailable extends Schema.TaggedError<Unavailable>()("Unavailable", Answered) {
   readonly isRetryable = true
@@ -61,10 +125,7 @@ export class ReadTimeout extends Schema.TaggedError<ReadTimeout>()("ReadTimeout"
 }
 
 /** Too few replicas confirmed a write in time; it may still have happened. */
-export class WriteTimeout extends Schema.TaggedError<WriteTimeout>()("WriteTimeout", {
-  ...Answered,
-  writeType: Schema.optional(Schema.String)
-}) {
+export class WriteTimeout extends Schema.TaggedError<WriteTimeout>()("WriteTimeout", Written) {
   readonly isRetryable = true
 }
 
@@ -78,10 +139,12 @@ export class ConnectionLost extends Schema.TaggedError<ConnectionLost>()("Connec
   readonly isRetryable = true
 }
 
-/** The server reported an error of its own: overloaded, bootstrapping, a failure on a replica. */
+/** The server reported an error of its own: bootstrapping, a failure on a replica. */
 export class ServerFailure extends Schema.TaggedError<ServerFailure>()("ServerFailure", {
-  ...Fields,
-  code: Schema.optional(Schema.Number)
+  ...Written,
+  code: Schema.optional(Schema.Number),
+  /** Replicas that failed. */
+  failures: Schema.optional(Schema.Number)
 }) {
   readonly isRetryable = true
 }
@@ -91,7 +154,7 @@ export class ServerFailure extends Schema.TaggedError<ServerFailure>()("ServerFa
  * Only sending the identical statement again, or reading at a serial consistency after it can no longer be under way,
  * tells.
  */
-export class OutcomeUnknown extends Schema.TaggedError<OutcomeUnknown>()("OutcomeUnknown", Fields) {
+export class OutcomeUnknown extends Schema.TaggedError<OutcomeUnknown>()("OutcomeUnknown", Written) {
   readonly isRetryable = false
 }
 
@@ -103,6 +166,14 @@ export const Reason = Schema.Union([
   Unauthorized,
   KeyspaceMissing,
   InvalidStatement,
+  AlreadyExists,
+  SchemaDisagreement,
+  KeyspaceOwned,
+  ReadOnly,
+  BatchTooLarge,
+  UnexpectedRows,
+  RowMismatch,
+  Overloaded,
   Unavailable,
   ReadTimeout,
   WriteTimeout,

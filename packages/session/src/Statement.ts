@@ -1,8 +1,22 @@
 /**
- * CQL statements as values: text with `?` markers, the values bound to them, and how to run them.
+ * CQL statements as values: text with `?` markers, the values bound to them, and how to run them. A statement is an
+ * Effect of its rows, run by the `CassandraSession` of its context.
  */
-import type { Duration } from "effect"
+import {
+  Context,
+  type Duration,
+  Effect,
+  Effectable,
+  type Option,
+  Result,
+  type Schema,
+  SchemaIssue,
+  SchemaParser,
+  Stream
+} from "effect"
 import { dual } from "effect/Function"
+import { CassandraError, RowMismatch } from "./CassandraError.ts"
+import type { Applied, CassandraSession, RawResult } from "./CassandraSession.ts"
 
 /** How many replicas must answer. `SERIAL` and `LOCAL_SERIAL` are for reads that must see every conditional write. */
 export type Consistency =
@@ -21,39 +35,95 @@ export type Consistency =
 /** Which replicas agree on a conditional write: those of all data centres, or of the local one. */
 export type SerialConsistency = "SERIAL" | "LOCAL_SERIAL"
 
-/** Settings of one statement; what is absent comes from the session. */
+/** Settings of one statement; what is absent comes from its profile, then from the session. */
 export interface Options {
   readonly consistency?: Consistency
   readonly serialConsistency?: SerialConsistency
-  /** Executing it twice leaves the same rows, so the driver may try another node. Default: true for SELECT only. */
+  /** Executing it twice leaves the same rows, so that it may be tried again. Default: true for SELECT only. */
   readonly idempotent?: boolean
   /** Rows per page. */
   readonly pageSize?: number
   /** Write timestamp in microseconds since the epoch. */
   readonly timestamp?: number
-  /** Bound on the whole request, all nodes tried included. */
+  /** Time to live of what an INSERT or UPDATE writes, in whole seconds; the text gets a `USING TTL`. */
+  readonly ttl?: Duration.Input
+  /** Bound on the whole request, the wait for its turn and all tries included. */
   readonly timeout?: Duration.Input
+  /** One of the session's `profiles`, for what is not set here. */
+  readonly profile?: string
+  /** Lets the server record how it executes it; `raw` gives the id of the trace. */
+  readonly trace?: boolean
 }
 
 /** A row by column name. `bigint` and `varint` arrive as bigint, `null` is a column without a value. */
 export type Row = Readonly<Record<string, any>>
 
-/** A statement that returns rows of type `A`; the type is the caller's word, it is not checked. */
-export interface Statement<out A = Row> {
+/**
+ * A statement that returns rows of type `A`. Unless it has a schema (`withSchema`) the type is the caller's word, it is
+ * not checked. As an Effect it gives all its rows.
+ */
+export interface Statement<out A = Row> extends Effect.Effect<ReadonlyArray<A>, CassandraError, CassandraSession> {
   readonly text: string
   readonly params: ReadonlyArray<unknown>
   readonly options: Options
-  readonly _Row?: A
+  readonly decode: ((row: unknown) => Result.Result<A, CassandraError>) | undefined
+  /** The first row, if there is one. */
+  readonly first: Effect.Effect<Option.Option<A>, CassandraError, CassandraSession>
+  /** The only row; none or several have the reason `UnexpectedRows`. */
+  readonly one: Effect.Effect<A, CassandraError, CassandraSession>
+  /** Rows as they are asked for, page by page. */
+  readonly stream: Stream.Stream<A, CassandraError, CassandraSession>
+  /** What became of a conditional write. */
+  readonly applied: Effect.Effect<Applied<A>, CassandraError, CassandraSession>
+  /** One page with all that the server said beside the rows. */
+  readonly raw: Effect.Effect<RawResult<A>, CassandraError, CassandraSession>
+}
+
+// By its key, for the module of the session imports this one.
+const Session = Context.Service<CassandraSession, CassandraSession["Service"]>(
+  "@effect-cassandra/session/CassandraSession"
+)
+
+class StatementImpl<A>
+  extends Effectable.Class<ReadonlyArray<A>, CassandraError, CassandraSession>
+  implements Statement<A>
+{
+  readonly text: string
+  readonly params: ReadonlyArray<unknown>
+  readonly options: Options
+  readonly decode: Statement<A>["decode"]
+  constructor(text: string, params: ReadonlyArray<unknown>, options: Options, decode: Statement<A>["decode"]) {
+    super()
+    this.text = text
+    this.params = params
+    this.options = options
+    this.decode = decode
+  }
+  asEffect(): Effect.Effect<ReadonlyArray<A>, CassandraError, CassandraSession> {
+    return Effect.flatMap(Session, (session) => session.execute(this))
+  }
+  get first(): Statement<A>["first"] {
+    return Effect.flatMap(Session, (session) => session.first(this))
+  }
+  get one(): Statement<A>["one"] {
+    return Effect.flatMap(Session, (session) => session.one(this))
+  }
+  get stream(): Statement<A>["stream"] {
+    return Stream.unwrap(Effect.map(Session, (session) => session.stream(this)))
+  }
+  get applied(): Statement<A>["applied"] {
+    return Effect.flatMap(Session, (session) => session.applied(this))
+  }
+  get raw(): Statement<A>["raw"] {
+    return Effect.flatMap(Session, (session) => session.raw(this))
+  }
 }
 
 /**
  * A statement from text with one `?` for each value.
  */
-export const make = <A = Row>(
-  text: string,
-  params: ReadonlyArray<unknown> = [],
-  options: Options = {}
-): Statement<A> => ({ text, params, options })
+export const make = <A = Row>(text: string, params: ReadonlyArray<unknown> = [], options: Options = {}): Statement<A> =>
+  new StatementImpl<A>(text, params, options, undefined)
 
 /** The name of a keyspace, table or column, for a place where no value can be bound. */
 export class Identifier {
@@ -108,5 +178,30 @@ export const withOptions: {
 } = dual(
   2,
   <A>(self: Statement<A>, options: Options): Statement<A> =>
-    make(self.text, self.params, { ...self.options, ...options })
+    new StatementImpl(self.text, self.params, { ...self.options, ...options }, self.decode)
 )
+
+// Says where and what was expected; the value itself stands in no message.
+const describe = SchemaIssue.makeFormatterDefault()
+
+/**
+ * The same statement with rows that are decoded by a schema; a row that does not fit has the reason `RowMismatch`.
+ *
+ * **Example**
+ *
+ * ```ts
+ * cql`SELECT name, age FROM users`.pipe(withSchema(User))
+ * ```
+ */
+export const withSchema: {
+  <A>(schema: Schema.Decoder<A>): (self: Statement<any>) => Statement<A>
+  <A>(self: Statement<any>, schema: Schema.Decoder<A>): Statement<A>
+} = dual(2, <A>(self: Statement<any>, schema: Schema.Decoder<A>): Statement<A> => {
+  const decode = SchemaParser.decodeUnknownResult(schema)
+  return new StatementImpl<A>(self.text, self.params, self.options, (row) =>
+    Result.mapError(decode(row), (issue) => {
+      const message = `a row of "${self.text}" does not fit its schema: ${describe(issue)}`
+      return new CassandraError({ reason: new RowMismatch({ message, cause: undefined }) })
+    })
+  )
+})

@@ -65,7 +65,7 @@ export class CassandraServer extends Context.Service<
 /** The server's version; fails while it does not answer. */
 const versionOf = (connection: Connection) =>
   Effect.gen(function* () {
-    const session = yield* CassandraSession.make({ ...connection, keyspace: "system" })
+    const session = yield* CassandraSession.make({ ...connection, keyspace: "system", connectTimeout: 0 })
     const rows = yield* session.execute<{ release_version: string }>(cql`SELECT release_version FROM local`)
     return rows[0]!.release_version
   }).pipe(Effect.scoped)

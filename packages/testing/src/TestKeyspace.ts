@@ -22,7 +22,7 @@ export class TestKeyspace extends Context.Service<TestKeyspace, CassandraSession
         ...connection,
         password: password === undefined ? undefined : Redacted.make(password),
         keyspace: `test_${crypto.randomUUID().replaceAll("-", "")}`,
-        replication: { [connection.localDataCenter ?? "datacenter1"]: 1 }
+        development: true
       }
       const drop = Layer.effectDiscard(
         Effect.acquireRelease(CassandraSession.CassandraSession, (session) =>

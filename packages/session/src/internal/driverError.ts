@@ -11,7 +11,10 @@ interface ResponseDetails {
   readonly alive?: number
   readonly received?: number
   readonly blockFor?: number
+  readonly failures?: number
   readonly writeType?: string
+  readonly keyspace?: string
+  readonly table?: string
 }
 
 const consistencyName = new Map(Object.entries(driver.types.consistencies).map(([name, code]) => [code, name]))
@@ -25,7 +28,8 @@ const answered = (details: ResponseDetails, received: number | undefined) => {
   return {
     ...(consistency === undefined ? {} : { consistency }),
     ...(required === undefined ? {} : { required }),
-    ...(received === undefined ? {} : { received })
+    ...(received === undefined ? {} : { received }),
+    ...(details.writeType === undefined ? {} : { writeType: details.writeType })
   }
 }
 
@@ -43,22 +47,26 @@ const fromResponse = (error: Error & ResponseDetails): E.Reason => {
     case codes.readTimeout:
       return new E.ReadTimeout({ ...base, ...answered(error, error.received) })
     case codes.writeTimeout:
-      return new E.WriteTimeout({
-        ...base,
-        ...answered(error, error.received),
-        ...(error.writeType === undefined ? {} : { writeType: error.writeType })
-      })
+      return new E.WriteTimeout({ ...base, ...answered(error, error.received) })
+    case codes.overloaded:
+      return new E.Overloaded(base)
+    case codes.alreadyExists:
+      return new E.AlreadyExists({ ...base, keyspace: error.keyspace ?? "", table: error.table ?? "" })
     case codes.invalid: {
       const keyspace = missingKeyspace.exec(error.message)?.[1]
       return keyspace === undefined ? new E.InvalidStatement(base) : new E.KeyspaceMissing({ ...base, keyspace })
     }
     case codes.syntaxError:
     case codes.configError:
-    case codes.alreadyExists:
     case codes.functionFailure:
       return new E.InvalidStatement(base)
     default:
-      return new E.ServerFailure({ ...base, code: error.code })
+      return new E.ServerFailure({
+        ...base,
+        ...answered(error, error.received),
+        code: error.code,
+        ...(error.failures === undefined ? {} : { failures: error.failures })
+      })
   }
 }
 
@@ -88,6 +96,9 @@ export const toReason = (cause: unknown): E.Reason => {
         error instanceof driver.errors.ArgumentError
     )
     if (answer !== undefined) return toReason(answer[1])
+    if (tried.some(([, error]) => error instanceof driver.errors.BusyConnectionError)) {
+      return new E.Overloaded({ message: tried.map(describeHost).join(", "), cause })
+    }
     const message = tried.length === 0 ? cause.message : tried.map(describeHost).join(", ")
     return new E.NoHostAvailable({ message, cause })
   }
@@ -103,11 +114,19 @@ const notExecuted: ReadonlySet<E.Reason["_tag"]> = new Set([
   "AuthenticationFailed",
   "Unauthorized",
   "KeyspaceMissing",
-  "InvalidStatement"
+  "InvalidStatement",
+  "AlreadyExists"
 ])
 
 /** As {@link toReason}, for a conditional write: whatever is not known to have been refused is of unknown outcome. */
 export const toConditionalReason = (cause: unknown): E.Reason => {
   const reason = toReason(cause)
-  return notExecuted.has(reason._tag) ? reason : new E.OutcomeUnknown({ message: reason.message, cause })
+  const details = cause instanceof driver.errors.ResponseError ? (cause as Error & ResponseDetails) : undefined
+  const notSent = reason._tag === "Overloaded" && details === undefined
+  if (notSent || notExecuted.has(reason._tag)) return reason
+  return new E.OutcomeUnknown({
+    message: reason.message,
+    cause,
+    ...(details === undefined ? {} : answered(details, details.received))
+  })
 }
