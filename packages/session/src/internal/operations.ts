@@ -22,13 +22,13 @@ import { type TextInfo, type TtlText, textInfo, withTtl } from "./text.ts"
 /** What the session reads of the driver's result. */
 export interface Page {
   readonly rows: ReadonlyArray<unknown> | undefined
-  readonly pageState: string | undefined
+  readonly pageState: string | null | undefined
   readonly info: {
     readonly queriedHost: string
     readonly speculativeExecutions: number
     readonly isSchemaInAgreement: boolean
-    readonly traceId: { readonly toString: () => string } | undefined
-    readonly warnings: ReadonlyArray<string> | undefined
+    readonly traceId: { readonly toString: () => string } | null | undefined
+    readonly warnings: ReadonlyArray<string> | null | undefined
   }
 }
 
@@ -50,12 +50,18 @@ export interface Carriage {
 
 /** Carries requests. */
 export interface Transport {
-  readonly execute: (query: Query, options: driver.QueryOptions, how: Carriage) => Effect.Effect<Page, CassandraError>
-  readonly batch: (
+  readonly execute: <A>(
+    query: Query,
+    options: driver.QueryOptions,
+    how: Carriage,
+    onPage: (page: Page) => Effect.Effect<A, CassandraError>
+  ) => Effect.Effect<A, CassandraError>
+  readonly batch: <A>(
     queries: ReadonlyArray<Query>,
     options: driver.QueryOptions,
-    how: Carriage
-  ) => Effect.Effect<Page, CassandraError>
+    how: Carriage,
+    onPage: (page: Page) => Effect.Effect<A, CassandraError>
+  ) => Effect.Effect<A, CassandraError>
   /** Lets the server check a text; the places of the values of the partition key, and the table. */
   readonly prepare: (
     text: string
@@ -163,36 +169,43 @@ export const makeOperations = (options: Options, transport: Transport): Cassandr
   const warned = new Set<string>()
 
   /** What the server says of a request beside its rows. */
-  const checked = (info: TextInfo) => (result: Page) => {
+  const heed = <A>(
+    info: TextInfo,
+    result: Page,
+    onPage: (page: Page) => Effect.Effect<A, CassandraError>
+  ): Effect.Effect<A, CassandraError> => {
     const { isSchemaInAgreement, speculativeExecutions, warnings } = result.info
     if (speculativeExecutions > 0) transport.onSpeculative(speculativeExecutions)
     if (!isSchemaInAgreement) {
       const message = `the nodes did not agree on the schema in time after ${info.summary}: one of them is away or slow`
       return fail(new SchemaDisagreement({ message, cause: undefined }))
     }
-    if (warnings === undefined || warnings.length === 0 || warned.has(info.redacted)) return Effect.succeed(result)
+    if (warnings == null || warnings.length === 0 || warned.has(info.redacted)) return onPage(result)
     warned.add(info.redacted)
-    return Effect.as(Effect.logWarning(`${info.summary}: ${warnings.join(", ")}`), result)
+    return Effect.andThen(Effect.logWarning(`${info.summary}: ${warnings.join(", ")}`), onPage(result))
   }
 
-  const page = (
+  const page = <A>(
     self: Statement<any>,
     conditional: boolean,
-    pageState?: string
-  ): Effect.Effect<Page, CassandraError> => {
+    pageState: string | undefined,
+    onPage: (page: Page) => Effect.Effect<A, CassandraError>
+  ): Effect.Effect<A, CassandraError> => {
     const resolved = resolve(self, conditional)
     if ("_tag" in resolved) return fail(resolved)
     if (pageState !== undefined) resolved.driverOptions.pageState = pageState
-    return Effect.flatMap(transport.execute(resolved, resolved.driverOptions, resolved), checked(resolved.info))
+    return transport.execute(resolved, resolved.driverOptions, resolved, (result) =>
+      heed(resolved.info, result, onPage)
+    )
   }
 
   const execute = <A = Row>(self: Statement<A>): Effect.Effect<ReadonlyArray<A>, CassandraError> =>
-    Effect.flatMap(page(self, false), (first) => {
+    page(self, false, undefined, (first) => {
       if (!first.pageState) return rowsOf(self, first)
       return Effect.gen(function* () {
         const rows = yield* rowsOf(self, first)
-        for (let state: string | undefined = first.pageState; state; ) {
-          const next: Page = yield* page(self, false, state)
+        for (let state = first.pageState; state; ) {
+          const next: Page = yield* page(self, false, state, Effect.succeed)
           for (const row of yield* rowsOf(self, next)) rows.push(row)
           state = next.pageState
         }
@@ -202,7 +215,7 @@ export const makeOperations = (options: Options, transport: Transport): Cassandr
 
   const stream = <A = Row>(self: Statement<A>): Stream.Stream<A, CassandraError> =>
     Stream.paginate(undefined as string | undefined, (state) =>
-      Effect.flatMap(page(self, false, state), (result) =>
+      page(self, false, state, (result) =>
         Effect.map(
           rowsOf(self, result),
           (rows) => [rows, result.pageState ? Option.some(result.pageState) : Option.none()] as const
@@ -221,11 +234,12 @@ export const makeOperations = (options: Options, transport: Transport): Cassandr
     return partitions.size
   })
 
-  const batch = (
+  const batch = <A>(
     statements: ReadonlyArray<Statement<any>>,
     batchOptions: BatchOptions,
-    conditional: boolean
-  ): Effect.Effect<Page, CassandraError> => {
+    conditional: boolean,
+    onPage: (page: Page) => Effect.Effect<A, CassandraError>
+  ): Effect.Effect<A, CassandraError> => {
     const queries: Array<Query> = []
     let bytes = 0
     for (const self of statements) {
@@ -253,9 +267,8 @@ export const makeOperations = (options: Options, transport: Transport): Cassandr
       operation: "BATCH",
       summary: first.table === undefined ? "BATCH" : `BATCH ${first.table}`
     }
-    const send = Effect.flatMap(
-      transport.batch(queries, driverOptions, { info, conditional, idempotent, millis }),
-      checked(info)
+    const send = transport.batch(queries, driverOptions, { info, conditional, idempotent, millis }, (result) =>
+      heed(info, result, onPage)
     )
     if (bytes <= maxBatchSize) return send
     return Effect.flatMap(countPartitions(queries), (partitions) => {
@@ -270,7 +283,7 @@ export const makeOperations = (options: Options, transport: Transport): Cassandr
     execute,
     stream,
     first: <A = Row>(self: Statement<A>) =>
-      Effect.flatMap(page(self, false), (result) =>
+      page(self, false, undefined, (result) =>
         result.rows?.length || !result.pageState
           ? Effect.map(rowsOf(self, result), Array.head)
           : // An empty page, and more follow.
@@ -283,7 +296,7 @@ export const makeOperations = (options: Options, transport: Transport): Cassandr
         return fail(new UnexpectedRows({ message, rows: rows.length, cause: undefined }))
       }),
     raw: <A = Row>(self: Statement<A>) =>
-      Effect.flatMap(page(self, false), (result) =>
+      page(self, false, undefined, (result) =>
         Effect.map(rowsOf(self, result), (rows) => ({
           rows,
           hasMore: Boolean(result.pageState),
@@ -292,13 +305,13 @@ export const makeOperations = (options: Options, transport: Transport): Cassandr
           warnings: result.info.warnings ?? []
         }))
       ),
-    applied: (self) => Effect.flatMap(page(self, true), (result) => appliedOf(self, result)),
+    applied: (self) => page(self, true, undefined, (result) => appliedOf(self, result)),
     batch: (statements, batchOptions = {}) =>
-      statements.length === 0 ? Effect.void : Effect.asVoid(batch(statements, batchOptions, false)),
+      statements.length === 0 ? Effect.void : batch(statements, batchOptions, false, () => Effect.void),
     appliedBatch: (statements, batchOptions = {}) =>
       statements.length === 0
         ? fail(new InvalidStatement({ message: "a conditional batch without statements", cause: undefined }))
-        : Effect.flatMap(batch(statements, batchOptions, true), (result) => appliedOf(statements[0]!, result)),
+        : batch(statements, batchOptions, true, (result) => appliedOf(statements[0]!, result)),
     prepare: (text, statementOptions) =>
       Effect.as(transport.prepare(text), (...params) => statement(text, params, statementOptions)),
     createTables: Effect.fnUntraced(function* (statements) {
@@ -322,7 +335,7 @@ export const makeOperations = (options: Options, transport: Transport): Cassandr
     }),
     withSchemaLock: (effect) => withSchemaLock(session, effect),
     health: Effect.map(
-      Effect.exit(page(statement("SELECT key FROM system.local", [], { timeout: Math.min(timeout, 2000) }), false)),
+      Effect.exit(execute(statement("SELECT key FROM system.local", [], { timeout: Math.min(timeout, 2000) }))),
       (exit) => ({
         healthy: exit._tag === "Success",
         error: exit._tag === "Success" ? undefined : Option.getOrUndefined(Cause.findErrorOption(exit.cause)),

@@ -2,7 +2,7 @@ import driver from "cassandra-driver"
 import { Duration, Effect, Latch, Schedule, Tracer } from "effect"
 import { CassandraError, NoHostAvailable, Overloaded, type Reason } from "../CassandraError.ts"
 import type { Options } from "../CassandraSession.ts"
-import { Admission, type Ticket } from "./admission.ts"
+import { Admission, Deadlines, Ticket } from "./admission.ts"
 import { type DriverRetries, hostStates, prepared } from "./client.ts"
 import { toConditionalReason, toReason } from "./driverError.ts"
 import { SessionMetrics } from "./metrics.ts"
@@ -13,6 +13,117 @@ const fail = (reason: Reason) => Effect.fail(new CassandraError({ reason }))
 
 const defaultRetry = Schedule.exponential("50 millis").pipe(Schedule.jittered, Schedule.upTo({ times: 3 }))
 
+/** What a request needs beside itself. */
+interface Requests {
+  readonly client: driver.Client
+  readonly admission: Admission
+  readonly deadlines: Deadlines
+  readonly metrics: SessionMetrics
+  /** Of every request that has none of its own. */
+  readonly timeout: number
+  readonly slow: number
+}
+
+/**
+ * One request of the driver. It cannot be cancelled there: one that is interrupted or timed out goes on unheard, and its
+ * place is free.
+ */
+class Request<A, B> extends Ticket {
+  readonly #requests: Requests
+  readonly #run: (client: driver.Client) => Promise<A>
+  readonly #onValue: (value: A) => Effect.Effect<B, CassandraError>
+  readonly #onReason: (reason: Reason) => Effect.Effect<B, CassandraError>
+  readonly #conditional: boolean
+  readonly #info: TextInfo | undefined
+  readonly #resume: (effect: Effect.Effect<B, CassandraError>) => void
+  readonly #begin = performance.now()
+  #timer: NodeJS.Timeout | undefined
+
+  constructor(
+    requests: Requests,
+    run: (client: driver.Client) => Promise<A>,
+    onValue: (value: A) => Effect.Effect<B, CassandraError>,
+    onReason: (reason: Reason) => Effect.Effect<B, CassandraError>,
+    conditional: boolean,
+    info: TextInfo | undefined,
+    resume: (effect: Effect.Effect<B, CassandraError>) => void
+  ) {
+    super()
+    this.#requests = requests
+    this.#run = run
+    this.#onValue = onValue
+    this.#onReason = onReason
+    this.#conditional = conditional
+    this.#info = info
+    this.#resume = resume
+  }
+
+  submit(millis: number): void {
+    const { admission, deadlines, metrics, timeout } = this.#requests
+    if (millis === timeout) deadlines.add(this, this.#begin)
+    else this.#timer = setTimeout(() => this.expire(), millis)
+    if (admission.submit(this)) return
+    this.release()
+    metrics.failed("Overloaded")
+    const message = `${admission.inFlight} requests are under way and ${admission.queued} wait: try later, or raise maxInFlight or maxQueued`
+    this.#resume(this.#onReason(new Overloaded({ message, cause: undefined })))
+  }
+
+  override start(): void {
+    let promise: Promise<A>
+    try {
+      promise = this.#run(this.#requests.client)
+    } catch (cause) {
+      promise = Promise.reject(cause)
+    }
+    promise.then(
+      (value) => {
+        if (this.state === "running") this.#finish(this.#onValue(value), undefined)
+      },
+      (cause) => this.#fail(cause)
+    )
+  }
+
+  override expire(): void {
+    const { admission } = this.#requests
+    const elapsed = Math.round(performance.now() - this.#begin)
+    if (this.state === "waiting") {
+      const message = `its turn did not come within ${elapsed} ms: ${admission.inFlight} requests are under way and ${admission.queued} wait (maxInFlight, maxQueued)`
+      const reason = new Overloaded({ message, cause: undefined })
+      this.#finish(this.#onReason(reason), reason)
+    } else this.#fail(new driver.errors.OperationTimedOutError(`no answer within ${elapsed} ms`))
+  }
+
+  release(): void {
+    const { admission, deadlines } = this.#requests
+    if (this.#timer === undefined) deadlines.remove(this)
+    else clearTimeout(this.#timer)
+    admission.release(this)
+  }
+
+  #fail(cause: unknown): void {
+    if (this.state !== "running") return
+    const reason = this.#conditional ? toConditionalReason(cause) : toReason(cause)
+    this.#finish(this.#onReason(reason), reason)
+  }
+
+  #finish(result: Effect.Effect<B, CassandraError>, error: Reason | undefined): void {
+    const { metrics, slow } = this.#requests
+    this.release()
+    const elapsed = performance.now() - this.#begin
+    metrics.ended(elapsed / 1000, error?._tag)
+    this.#resume(
+      elapsed < slow || this.#info === undefined
+        ? result
+        : Effect.andThen(Effect.logWarning(`slow statement, ${Math.round(elapsed)} ms: ${this.#info.redacted}`), result)
+    )
+  }
+}
+
+/** Whether a try of an idempotent request that failed so is worth another. */
+const mayPass = (error: CassandraError) =>
+  error.isRetryable && error.reason._tag !== "Overloaded" && error.reason._tag !== "RequestTimeout"
+
 /**
  * Carries requests by the driver: bounded, timed, tried again, counted and traced. Those under way are awaited when the
  * scope ends.
@@ -22,12 +133,13 @@ export const driverTransport = Effect.fnUntraced(function* (
   client: driver.Client,
   driverRetries: DriverRetries
 ) {
-  const timeout = Duration.toMillis(options.requestTimeout ?? "10 seconds")
-  const slow = Duration.toMillis(options.slowStatement ?? "1 second")
   const schedule = options.retry ?? defaultRetry
   const context = yield* Effect.context<never>()
+  const log = (effect: Effect.Effect<void>) => Effect.runForkWith(context)(effect)
+  client.on("hostDown", (host: driver.Host) => log(Effect.logWarning(`Cassandra node ${host.address} is down`)))
+  client.on("hostUp", (host: driver.Host) => log(Effect.logInfo(`Cassandra node ${host.address} is up`)))
 
-  let closed = false
+  const timeout = Duration.toMillis(options.requestTimeout ?? "10 seconds")
   const idle = Latch.makeUnsafe(true)
   const admission = new Admission(options.maxInFlight ?? 2048, options.maxQueued ?? 16384, () => idle.openUnsafe())
   const metrics = new SessionMetrics(context, options.keyspace, () => ({
@@ -36,164 +148,129 @@ export const driverTransport = Effect.fnUntraced(function* (
     connections: hostStates(client).reduce((sum, host) => sum + host.connections, 0),
     driverRetries: driverRetries.count
   }))
+  const requests: Requests = {
+    client,
+    admission,
+    deadlines: new Deadlines(timeout),
+    metrics,
+    timeout,
+    slow: Duration.toMillis(options.slowStatement ?? "1 second")
+  }
+  let closed = false
   yield* Effect.addFinalizer(() =>
-    Effect.andThen(
-      Effect.sync(() => {
-        closed = true
-        metrics.close()
-      }),
-      Effect.timeoutOption(idle.await, timeout)
-    )
+    Effect.gen(function* () {
+      closed = true
+      if (admission.inFlight > 0) {
+        idle.closeUnsafe()
+        yield* Effect.timeoutOption(idle.await, timeout)
+      }
+      requests.deadlines.close()
+      metrics.close()
+    })
   )
 
-  /**
-   * Runs one request of the driver when its turn comes. The driver cannot cancel: a request that is interrupted or timed out
-   * goes on unheard, and its place is free.
-   */
-  const submit = <A>(
+  const submit = <A, B>(
     run: (client: driver.Client) => Promise<A>,
-    toError: (cause: unknown) => Reason,
+    onValue: (value: A) => Effect.Effect<B, CassandraError>,
+    onReason: (reason: Reason) => Effect.Effect<B, CassandraError>,
+    conditional: boolean,
     millis: number,
     info: TextInfo | undefined
-  ): Effect.Effect<A, CassandraError> =>
-    Effect.callback<A, CassandraError>((resume) => {
-      if (closed) {
-        resume(fail(new NoHostAvailable({ message: "the session is closed", cause: undefined })))
-        return
-      }
-      idle.closeUnsafe()
-      const begin = performance.now()
-      const finish = (result: Effect.Effect<A, CassandraError>, error: Reason | undefined) => {
-        if (ticket.state === "done") return
-        clearTimeout(timer)
-        admission.release(ticket)
-        const elapsed = performance.now() - begin
-        metrics.ended(elapsed / 1000, error?._tag)
-        resume(
-          elapsed < slow || info === undefined
-            ? result
-            : Effect.andThen(Effect.logWarning(`slow statement, ${Math.round(elapsed)} ms: ${info.redacted}`), result)
-        )
-      }
-      const failed = (cause: unknown) => {
-        const reason = toError(cause)
-        finish(fail(reason), reason)
-      }
-      const ticket: Ticket = {
-        state: "new",
-        next: undefined,
-        start: () => {
-          let promise: Promise<A>
-          try {
-            promise = run(client)
-          } catch (cause) {
-            promise = Promise.reject(cause)
-          }
-          promise.then((value) => finish(Effect.succeed(value), undefined), failed)
-        }
-      }
-      const timer = setTimeout(() => {
-        if (ticket.state === "waiting") {
-          const message = `its turn did not come within ${millis} ms: ${admission.inFlight} requests are under way and ${admission.queued} wait (maxInFlight, maxQueued)`
-          const reason = new Overloaded({ message, cause: undefined })
-          finish(fail(reason), reason)
-        } else failed(new driver.errors.OperationTimedOutError(`no answer within ${Math.round(millis)} ms`))
-      }, millis)
-      if (!admission.submit(ticket)) {
-        clearTimeout(timer)
-        ticket.state = "done"
-        const message = `${admission.inFlight} requests are under way and ${admission.queued} wait: try later, or raise maxInFlight or maxQueued`
-        metrics.failed("Overloaded")
-        resume(fail(new Overloaded({ message, cause: undefined })))
-        return
-      }
-      return Effect.sync(() => {
-        clearTimeout(timer)
-        admission.release(ticket)
-      })
+  ): Effect.Effect<B, CassandraError> =>
+    Effect.callback<B, CassandraError>((resume) => {
+      if (closed) return resume(fail(new NoHostAvailable({ message: "the session is closed", cause: undefined })))
+      const request = new Request(requests, run, onValue, onReason, conditional, info, resume)
+      request.submit(millis)
+      if (request.state !== "done") return Effect.sync(() => request.release())
     })
 
   /** With the tries that an idempotent request has, all within its time. */
-  const request = <A>(
+  const request = <A, B>(
     run: (client: driver.Client) => Promise<A>,
+    onValue: (value: A) => Effect.Effect<B, CassandraError>,
     idempotent: boolean,
     millis: number,
     info: TextInfo | undefined
-  ): Effect.Effect<A, CassandraError> => {
-    const first = submit(run, toReason, millis, info)
-    if (!idempotent) return first
+  ): Effect.Effect<B, CassandraError> => {
+    if (!idempotent) return submit(run, onValue, fail, false, millis, info)
     const begin = performance.now()
-    const remaining = () => millis - (performance.now() - begin)
-    const again = (error: CassandraError) =>
-      error.isRetryable &&
-      error.reason._tag !== "Overloaded" &&
-      error.reason._tag !== "RequestTimeout" &&
-      remaining() > 0
-    return Effect.catchIf(first, again, (error) => {
+    const again = (error: CassandraError) => mayPass(error) && performance.now() - begin < millis
+    const onReason = (reason: Reason): Effect.Effect<B, CassandraError> => {
+      const first = new CassandraError({ reason })
+      if (!again(first)) return Effect.fail(first)
       let tries = 0
       return Effect.suspend(() => {
-        if (tries++ === 0) return Effect.fail(error)
+        if (tries++ === 0) return Effect.fail(first)
         metrics.retries++
-        return submit(run, toReason, Math.max(1, remaining()), info)
+        return submit(run, onValue, fail, false, Math.max(1, millis - (performance.now() - begin)), info)
       }).pipe(Effect.retry({ schedule, while: again }))
-    })
+    }
+    return submit(run, onValue, onReason, false, millis, info)
   }
 
+  const carry = <B>(
+    run: (client: driver.Client) => Promise<Page>,
+    how: Carriage,
+    onPage: (page: Page) => Effect.Effect<B, CassandraError>
+  ) =>
+    how.conditional
+      ? submit(run, onPage, fail, true, how.millis, how.info)
+      : request(run, onPage, how.idempotent, how.millis, how.info)
+
   /** A span around a request, where there is a tracer to see it. */
-  const traced = (
-    info: TextInfo,
-    text: string,
-    effect: Effect.Effect<driver.types.ResultSet, CassandraError>
-  ): Effect.Effect<driver.types.ResultSet, CassandraError> =>
+  const traced = <B>(
+    run: (client: driver.Client) => Promise<Page>,
+    text: () => string,
+    how: Carriage,
+    onPage: (page: Page) => Effect.Effect<B, CassandraError>
+  ): Effect.Effect<B, CassandraError> =>
     Effect.withFiber((fiber) => {
-      if (fiber.getRef(Tracer.Tracer) === Tracer.nativeTracer) return effect
+      if (fiber.getRef(Tracer.Tracer) === Tracer.nativeTracer) return carry(run, how, onPage)
+      const { operation, summary, table } = how.info
       const attributes = {
         "db.system.name": "cassandra",
         "db.namespace": options.keyspace,
-        "db.operation.name": info.operation,
-        "db.query.summary": info.summary,
-        "db.query.text": text,
-        ...(info.table === undefined ? {} : { "db.collection.name": info.table })
+        "db.operation.name": operation,
+        "db.query.summary": summary,
+        "db.query.text": text(),
+        ...(table === undefined ? {} : { "db.collection.name": table })
       }
-      return Effect.useSpan(info.summary, { kind: "client", attributes }, (span) =>
-        Effect.tapError(
-          Effect.tap(effect, (result) =>
-            Effect.sync(() => {
-              const [, address, port] = /^(.*):(\d+)$/.exec(result.info.queriedHost) ?? []
-              span.attribute("server.address", address ?? result.info.queriedHost)
-              if (port !== undefined) span.attribute("server.port", Number(port))
-              span.attribute("db.response.returned_rows", result.rows?.length ?? 0)
-            })
-          ),
-          (error) => Effect.sync(() => span.attribute("error.type", error.reason._tag))
-        )
+      return Effect.useSpan(summary, { kind: "client", attributes }, (span) =>
+        carry(run, how, (page) => {
+          const [, address, port] = /^(.*):(\d+)$/.exec(page.info.queriedHost) ?? []
+          span.attribute("server.address", address ?? page.info.queriedHost)
+          if (port !== undefined) span.attribute("server.port", Number(port))
+          span.attribute("db.response.returned_rows", page.rows?.length ?? 0)
+          return onPage(page)
+        }).pipe(Effect.tapError((error) => Effect.sync(() => span.attribute("error.type", error.reason._tag))))
       )
     })
 
-  const carry = (run: (client: driver.Client) => Promise<driver.types.ResultSet>, text: string, how: Carriage) =>
-    traced(
-      how.info,
-      text,
-      how.conditional
-        ? submit(run, toConditionalReason, how.millis, how.info)
-        : request(run, how.idempotent, how.millis, how.info)
-    ) as Effect.Effect<unknown, CassandraError> as Effect.Effect<Page, CassandraError>
-
   const transport: Transport = {
-    execute: ({ params, query }, options, how) =>
-      carry((client) => client.execute(query, params, options), how.info.redacted, how),
-    batch: (queries, options, how) =>
-      carry(
-        (client) => client.batch(queries as Array<Query>, options),
-        [...new Set(queries.map(({ query }) => textInfo(query).redacted))].join("; "),
-        how
+    execute: ({ params, query }, driverOptions, how, onPage) =>
+      traced(
+        // The driver's types miss what its results have at run time.
+        (client) => client.execute(query, params, driverOptions) as Promise<unknown> as Promise<Page>,
+        () => how.info.redacted,
+        how,
+        onPage
+      ),
+    batch: (queries, driverOptions, how, onPage) =>
+      traced(
+        (client) => client.batch(queries as Array<Query>, driverOptions) as Promise<unknown> as Promise<Page>,
+        () => [...new Set(queries.map(({ query }) => textInfo(query).redacted))].join("; "),
+        how,
+        onPage
       ),
     prepare: (text) =>
-      Effect.map(
-        request((client) => prepared(client, text), true, timeout, undefined),
-        ({ meta }) => meta
+      request(
+        (client) => prepared(client, text),
+        ({ meta }) => Effect.succeed(meta),
+        true,
+        timeout,
+        undefined
       ),
-    use: (f) => submit(f, toReason, timeout, undefined),
+    use: (f) => submit(f, Effect.succeed, fail, false, timeout, undefined),
     state: () => ({ hosts: hostStates(client), inFlight: admission.inFlight, queued: admission.queued }),
     onSpeculative: (count) => {
       metrics.speculative += count
