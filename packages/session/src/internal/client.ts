@@ -89,7 +89,8 @@ const clientOptions = (options: Options, timeout: number, metrics: DriverRetries
     consistency: consistencies[options.consistency ?? "LOCAL_QUORUM"],
     fetchSize: options.pageSize ?? 1000
   },
-  socketOptions: { connectTimeout: Math.min(5000, timeout), readTimeout: timeout }
+  // The session's own time-out comes first, and holds for all nodes tried together.
+  socketOptions: { connectTimeout: Math.min(5000, timeout), readTimeout: timeout + 1000 }
 })
 
 /** Says what to do about the failures that a wrong setting causes. */

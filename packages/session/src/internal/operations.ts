@@ -163,6 +163,7 @@ export const makeOperations = (options: Options, transport: Transport): Cassandr
     if (timestamp !== undefined) driverOptions.timestamp = timestamp
     if (trace) driverOptions.traceQuery = true
     const millis = settings.timeout === undefined ? timeout : Duration.toMillis(settings.timeout)
+    if (millis > timeout) driverOptions.readTimeout = millis + 1000
     return { query, params: params as Array<unknown>, driverOptions, info, conditional, idempotent, millis }
   }
 
@@ -261,6 +262,7 @@ export const makeOperations = (options: Options, transport: Transport): Cassandr
     if (serialConsistency !== undefined) driverOptions.serialConsistency = consistencies[serialConsistency]
     if (timestamp !== undefined) driverOptions.timestamp = timestamp
     const millis = batchOptions.timeout === undefined ? timeout : Duration.toMillis(batchOptions.timeout)
+    if (millis > timeout) driverOptions.readTimeout = millis + 1000
     const first = textInfo(statements[0]!.text)
     const info: TextInfo = {
       ...first,
