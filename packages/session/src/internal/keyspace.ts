@@ -164,8 +164,22 @@ const recordOf = (session: Session, name: string) =>
     (row) => (row._tag === "Some" ? (row.value.value ?? undefined) : undefined)
   )
 
+/** As `recordOf`, where the table may be missing, or just be created: then it is in the schema before it can be read. */
+const recordIfAny = Effect.fnUntraced(function* (session: Session, name: string) {
+  if (!(yield* hasTable(session, records))) return undefined
+  return yield* recordOf(session, name).pipe(
+    Effect.catchReason("CassandraError", "InvalidStatement", () =>
+      Effect.andThen(session.execute(createRecords(session.keyspace)), recordOf(session, name))
+    )
+  )
+})
+
+/** Whether some process changes the schema now, so that what can be seen of it may not be usable yet. */
+export const isSchemaChanging = (session: Session): Effect.Effect<boolean, CassandraError> =>
+  Effect.map(recordIfAny(session, "schema lock"), (holder) => holder !== undefined)
+
 const checkOwner = Effect.fnUntraced(function* (session: Session, { keyspace, service }: Options) {
-  let owner = (yield* hasTable(session, records)) ? yield* recordOf(session, "owner") : undefined
+  let owner = yield* recordIfAny(session, "owner")
   if (owner === undefined && service !== undefined) {
     yield* session.execute(createRecords(keyspace))
     yield* session
@@ -195,7 +209,15 @@ export const open = Effect.fnUntraced(function* (session: Session, options: Opti
     if (fit.error !== undefined) return yield* fail(new InvalidOptions({ message: fit.error, cause: undefined }))
     for (const warning of [...fit.warnings, ...(yield* serverWarnings(session))]) yield* Effect.logWarning(warning)
   }
-  yield* session.use((client) => client.execute(`USE ${identifier(options.keyspace).quoted}`))
+  yield* session
+    .use((client) => client.execute(`USE ${identifier(options.keyspace).quoted}`))
+    .pipe(
+      // One that another process creates now is in the schema before it can be used.
+      Effect.retry({
+        schedule: Schedule.spaced("50 millis").pipe(Schedule.upTo({ duration: "5 seconds" })),
+        while: ({ reason }) => reason._tag === "KeyspaceMissing"
+      })
+    )
   if (options.access !== "read") yield* checkOwner(session, options)
 })
 
@@ -206,7 +228,7 @@ const lockSeconds = 60
  * died; one that lost it is interrupted.
  */
 export const withSchemaLock = Effect.fnUntraced(function* <A, E, R>(session: Session, effect: Effect.Effect<A, E, R>) {
-  if (!(yield* hasTable(session, records))) yield* session.execute(createRecords(session.keyspace))
+  yield* session.execute(createRecords(session.keyspace))
   const holder = randomUUID()
   const held = Effect.map(recordOf(session, "schema lock"), (value) => value === holder)
   const settle = (applied: Effect.Effect<{ readonly applied: boolean }, CassandraError>) =>

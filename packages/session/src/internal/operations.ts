@@ -16,7 +16,7 @@ import {
 import type { Applied, BatchOptions, CassandraSession, Health, Options } from "../CassandraSession.ts"
 import { type Row, type Statement, type Options as StatementOptions, make as statement } from "../Statement.ts"
 import { consistencies } from "./consistency.ts"
-import { tablesOf, withSchemaLock } from "./keyspace.ts"
+import { isSchemaChanging, tablesOf, withSchemaLock } from "./keyspace.ts"
 import { type TextInfo, type TtlText, textInfo, withTtl } from "./text.ts"
 
 /** What the session reads of the driver's result. */
@@ -328,7 +328,7 @@ export const makeOperations = (options: Options, transport: Transport): Cassandr
       }
       // A look first: most of the time there is nothing to do, and no lock to wait for.
       const missing = Effect.map(tablesOf(session), (present) => wanted.filter(([name]) => !present.has(name)))
-      if ((yield* missing).length === 0) return
+      if ((yield* missing).length === 0 && !(yield* isSchemaChanging(session))) return
       yield* session.withSchemaLock(
         Effect.flatMap(missing, (tables) =>
           Effect.forEach(tables, ([, text]) => execute(statement(text)), { discard: true })
