@@ -27,7 +27,7 @@ export class InvalidOptions extends Schema.TaggedError<InvalidOptions>()("Invali
   readonly isRetryable = false
 }
 
-/** No node could be reached, so the statement was not executed. */
+/** No node could be reached, so the statement was not executed; an idempotent one may have been, by an earlier try. */
 export class NoHostAvailable extends Schema.TaggedError<NoHostAvailable>()("NoHostAvailable", Fields) {
   readonly isRetryable = true
 }

@@ -4,6 +4,7 @@
 exec 3<&0
 "$@" </dev/null 3<&- &
 server=$!
+[ -z "$CASSANDRA_PID_FILE" ] || echo "$server" >"$CASSANDRA_PID_FILE"
 (
   cat <&3 >/dev/null
   kill -TERM "$server"

@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs"
 import { join, resolve } from "node:path"
 import * as CassandraSession from "@effect-cassandra/session/CassandraSession"
 import { cql } from "@effect-cassandra/session/Statement"
-import { Config, Console, Context, Effect, Layer, Option } from "effect"
+import { Config, Console, Context, Effect, Layer, Option, Redacted } from "effect"
 import { CassandraServerError } from "./CassandraServerError.ts"
 import { findDocker, startContainer } from "./internal/container.ts"
 import { findJava } from "./internal/java.ts"
@@ -119,7 +119,8 @@ const container = Effect.fnUntraced(function* ({ dataDirectory }: Options) {
   return { connection, description: `Cassandra ${version} started in a container, at ${contactPoint}` }
 })
 
-const localProcess = Effect.fnUntraced(function* (options: Options) {
+/** Starts a local process. */
+export const startLocal = Effect.fnUntraced(function* (options: Options) {
   const { found, java } = yield* findJava(process.env)
   if (java === undefined) {
     const others = found.map(({ path, version }) => `Java ${version} at ${path}`).join(", ")
@@ -133,10 +134,19 @@ const localProcess = Effect.fnUntraced(function* (options: Options) {
     ...options,
     dataDirectory: options.dataDirectory === undefined ? undefined : resolve(join(options.dataDirectory, "process"))
   }
-  const { contactPoint } = yield* startProcess(java, settings, (point) =>
-    Effect.asVoid(versionOf({ contactPoints: [point] }))
-  )
-  const connection = { contactPoints: [contactPoint] }
+  const connectionTo = (contactPoint: string): Connection => ({
+    contactPoints: [contactPoint],
+    // The user that Cassandra makes for itself.
+    ...(options.settings?.authenticator === undefined
+      ? {}
+      : { username: "cassandra", password: Redacted.make("cassandra") })
+  })
+  const server = yield* startProcess(java, settings, (point) => Effect.asVoid(versionOf(connectionTo(point))))
+  return { ...server, java, connection: connectionTo(server.contactPoint) }
+})
+
+const localProcess = Effect.fnUntraced(function* (options: Options) {
+  const { connection, contactPoint, java } = yield* startLocal(options)
   const version = yield* versionOf(connection).pipe(Effect.mapError((cause) => error(cause.message)))
   return {
     connection,

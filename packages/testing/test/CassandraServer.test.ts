@@ -7,9 +7,9 @@ import { assert, describe, it } from "@effect/vitest"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { cql } from "@effect-cassandra/session/Statement"
 import { ConfigProvider, Effect, Layer, Schedule } from "effect"
+import { CassandraProcess } from "../src/CassandraProcess.ts"
 import { CassandraServer } from "../src/CassandraServer.ts"
 import { findJava, parseVersion } from "../src/internal/java.ts"
-import { hasMaven } from "../src/internal/localProcess.ts"
 
 const temporary = Effect.acquireRelease(
   Effect.sync(() => mkdtempSync(join(tmpdir(), "cassandra-test-"))),
@@ -77,9 +77,7 @@ const alive = (pid: number) => {
 }
 
 /** Where there is only Docker, or a Cassandra of one's own, a local process cannot be tried. */
-const hasJava = await Effect.runPromise(
-  Effect.all([findJava(process.env), hasMaven]).pipe(Effect.map(([{ java }, maven]) => java !== undefined && maven))
-)
+const hasJava = await Effect.runPromise(CassandraProcess.isPossible)
 
 describe("a local process", () => {
   const session = Layer.unwrap(

@@ -213,6 +213,21 @@ export interface ProcessOptions {
   readonly settings?: Readonly<Record<string, unknown>> | undefined
 }
 
+/** A server that can be broken and mended. */
+export interface RunningProcess {
+  readonly contactPoint: string
+  /** Starts it again on its data and its port, and waits until it answers. */
+  readonly start: Effect.Effect<void, CassandraServerError>
+  /** SIGTERM: it writes what it has in memory, and ends. */
+  readonly stop: Effect.Effect<void>
+  /** SIGKILL. */
+  readonly kill: Effect.Effect<void>
+  /** SIGSTOP: it keeps its connections, and does not answer. */
+  readonly pause: Effect.Effect<void>
+  /** SIGCONT. */
+  readonly resume: Effect.Effect<void>
+}
+
 /** Starts a server that ends with the scope, or with this process. */
 export const startProcess = Effect.fnUntraced(function* (
   java: Java,
@@ -256,38 +271,50 @@ export const startProcess = Effect.fnUntraced(function* (
     `${resources}:${libraries}/*`,
     "org.apache.cassandra.service.CassandraDaemon"
   ]
-  const gone = yield* Deferred.make<never, CassandraServerError>()
-  yield* Effect.acquireRelease(
-    Effect.sync(() => {
-      // Detached: Ctrl-C in a terminal must not end the server before the program has closed its session.
-      const child = spawn("sh", [join(resources, "run.sh"), ...args], {
-        detached: true,
-        stdio: ["pipe", "pipe", "pipe"]
-      })
-      const output = createWriteStream(log)
-      child.stdout.pipe(output)
-      child.stderr.pipe(output)
-      child.stdin.on("error", () => {})
-      const ended = new Promise<void>((resolve) => {
-        child.on("exit", (code) => {
-          resolve()
-          const message = `Cassandra ended with code ${code} while it was needed: ${existsSync(log) ? readFileSync(log, "utf8").slice(-1500) : ""}`
-          Deferred.doneUnsafe(gone, Effect.fail(new CassandraServerError({ message })))
-        })
-        child.on("error", () => resolve())
-      })
-      return { child, ended }
-    }),
-    ({ child, ended }) =>
-      Effect.promise(() => {
-        child.stdin.end()
-        return ended
-      })
-  ).pipe(Effect.flatMap(({ child }) => (child.pid === undefined ? Effect.void : hold(child.pid))))
+  const pidFile = join(folder, "java.pid")
   const contactPoint = `127.0.0.1:${port}`
-  yield* withProgress(
-    `Starting Cassandra ${version}, about 15 seconds`,
-    Effect.raceFirst(
+  let running: { readonly child: ReturnType<typeof spawn>; readonly ended: Promise<void> } | undefined
+
+  const spawnServer = (onGone: (error: CassandraServerError) => void) => {
+    rmSync(pidFile, { force: true })
+    // Detached: Ctrl-C in a terminal must not end the server before the program has closed its session.
+    const child = spawn("sh", [join(resources, "run.sh"), ...args], {
+      detached: true,
+      stdio: ["pipe", "pipe", "pipe"],
+      env: { ...process.env, CASSANDRA_PID_FILE: pidFile }
+    })
+    const output = createWriteStream(log)
+    child.stdout.pipe(output)
+    child.stderr.pipe(output)
+    child.stdin.on("error", () => {})
+    const ended = new Promise<void>((resolve) => {
+      child.on("exit", (code) => {
+        running = undefined
+        resolve()
+        const message = `Cassandra ended with code ${code} while it was needed: ${existsSync(log) ? readFileSync(log, "utf8").slice(-1500) : ""}`
+        onGone(new CassandraServerError({ message }))
+      })
+      child.on("error", () => resolve())
+    })
+    running = { child, ended }
+    return child
+  }
+
+  const signal = (name: NodeJS.Signals) =>
+    Effect.sync(() => {
+      if (running !== undefined && existsSync(pidFile)) process.kill(Number(readFileSync(pidFile, "utf8")), name)
+    })
+  const stop = Effect.promise(async () => {
+    running?.child.stdin?.end()
+    await running?.ended
+  })
+
+  const start = Effect.gen(function* () {
+    if (running !== undefined) return
+    const gone = yield* Deferred.make<never, CassandraServerError>()
+    const child = spawnServer((error) => Deferred.doneUnsafe(gone, Effect.fail(error)))
+    if (child.pid !== undefined) yield* hold(child.pid)
+    yield* Effect.raceFirst(
       ready(contactPoint).pipe(
         Effect.retry(Schedule.spaced("300 millis")),
         Effect.mapError((cause) => new CassandraServerError({ message: String(cause) })),
@@ -298,6 +325,21 @@ export const startProcess = Effect.fnUntraced(function* (
       ),
       Deferred.await(gone)
     )
-  )
-  return { contactPoint, folder }
+  })
+
+  // A paused server cannot end.
+  yield* Effect.addFinalizer(() => Effect.andThen(signal("SIGCONT"), stop))
+  yield* withProgress(`Starting Cassandra ${version}, about 15 seconds`, start)
+  const server: RunningProcess = {
+    contactPoint,
+    start,
+    stop,
+    kill: Effect.andThen(
+      signal("SIGKILL"),
+      Effect.promise(async () => running?.ended)
+    ),
+    pause: signal("SIGSTOP"),
+    resume: signal("SIGCONT")
+  }
+  return server
 })
