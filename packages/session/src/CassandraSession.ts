@@ -16,6 +16,7 @@ import {
 } from "effect"
 import type { CassandraError } from "./CassandraError.ts"
 import { connect, DriverRetries, validate } from "./internal/client.ts"
+import { config as optionsConfig } from "./internal/config.ts"
 import { open as openKeyspace } from "./internal/keyspace.ts"
 import { makeOperations } from "./internal/operations.ts"
 import { driverTransport } from "./internal/requests.ts"
@@ -74,6 +75,13 @@ export interface Options {
   /** Bytes of values that a batch over several partitions may have, as the server's settings say. Default: 50 KiB. */
   readonly maxBatchSize?: number | undefined
 }
+
+/**
+ * The options by their names, but for `retry` and `profiles`, which are code. In environment variables, with
+ * `ConfigProvider.constantCase`: `CONTACT_POINTS=10.0.0.1,10.0.0.2`, `REPLICATION=datacenter1=3`, `REQUEST_TIMEOUT=5 seconds`,
+ * `TLS=true` or `TLS_CA`, `TLS_CERT`, `TLS_KEY` in PEM, `SPECULATIVE_DELAY`, `SPECULATIVE_MAX`.
+ */
+export const config: Config.Config<Options> = optionsConfig
 
 /** What became of a conditional write: it was applied, or `current` holds the columns of its condition as they are. */
 export type Applied<A> = { readonly applied: true } | { readonly applied: false; readonly current: Partial<A> }
@@ -187,9 +195,9 @@ export class CassandraSession extends Context.Service<
   static readonly layer = (options: Options): Layer.Layer<CassandraSession, CassandraError> =>
     Layer.effect(CassandraSession, make(options))
 
-  /** As `layer`, with options from Effect's Config. */
+  /** As `layer`, with options from Effect's Config; without an argument all of them, by their names. */
   static readonly layerConfig = (
-    options: Config.Wrap<Options>
+    options: Config.Wrap<Options> = config
   ): Layer.Layer<CassandraSession, CassandraError | Config.ConfigError> =>
     Layer.effect(CassandraSession, Effect.flatMap(Config.unwrap(options), make))
 }

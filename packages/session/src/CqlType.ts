@@ -34,11 +34,8 @@ export const SmallInt = between(-32_768, 32_767)
 /** `int`: whole number of 32 bits. */
 export const Int = between(-2_147_483_648, 2_147_483_647)
 
-/** `bigint`: bigint of 64 bits. */
+/** `bigint`, and `counter` when read: bigint of 64 bits. */
 export const BigInt = bits(64n)
-
-/** `counter`: bigint of 64 bits. */
-export const Counter = BigInt
 
 /** `varint`: bigint of any size. */
 export const VarInt = Schema.BigInt

@@ -11,6 +11,11 @@ const isSelect = (query: unknown) => typeof query === "string" && textInfo(query
 
 const fail = (reason: Reason) => Effect.fail(new CassandraError({ reason }))
 
+const isReplication = (replication: Readonly<Record<string, number>>) => {
+  const copies = Object.values(replication)
+  return copies.length > 0 && copies.every((n) => Number.isInteger(n) && n > 0)
+}
+
 export const validate = (options: Options): Effect.Effect<void, CassandraError> => {
   const whole = (name: "maxInFlight" | "maxQueued" | "pageSize" | "maxBatchSize", least: number) => {
     const value = options[name]
@@ -25,9 +30,9 @@ export const validate = (options: Options): Effect.Effect<void, CassandraError> 
         ? `keyspace "${options.keyspace}" is not a name of 1 to 48 letters, digits and underscores`
         : (options.username === undefined) !== (options.password === undefined)
           ? "username and password go together: only one of them is given"
-          : Object.values(options.replication ?? {}).some((copies) => !Number.isInteger(copies) || copies < 1)
-            ? `replication ${JSON.stringify(options.replication)} must give a whole number of copies for each data centre`
-            : options.secureConnectBundle !== undefined && (options.contactPoints ?? options.tls) !== undefined
+          : options.replication !== undefined && !isReplication(options.replication)
+            ? `replication ${JSON.stringify(options.replication)} must give a whole number of copies for each data centre, for example { datacenter1: 3 }`
+            : options.secureConnectBundle !== undefined && (options.contactPoints !== undefined || options.tls)
               ? "secureConnectBundle holds addresses and certificates: leave out contactPoints and tls"
               : (whole("maxInFlight", 1) ?? whole("maxQueued", 0) ?? whole("pageSize", 1) ?? whole("maxBatchSize", 1))
   return problem === undefined ? Effect.void : fail(new InvalidOptions({ message: problem, cause: undefined }))
@@ -93,11 +98,24 @@ const clientOptions = (options: Options, timeout: number, metrics: DriverRetries
   socketOptions: { connectTimeout: Math.min(5000, timeout), readTimeout: timeout + 1000 }
 })
 
+const tlsFailure = /^(ERR_SSL|ERR_TLS|ERR_OSSL|CERT|UNABLE_TO|SELF_SIGNED|DEPTH_ZERO|HOSTNAME_MISMATCH|INVALID_|EPROTO)/
+
+/** A handshake that failed on every node: waiting does not help. */
+const isTlsFailure = (cause: unknown) => {
+  if (!(cause instanceof driver.errors.NoHostAvailableError)) return false
+  const tried = Object.values(cause.innerErrors as Record<string, { readonly code?: unknown } | undefined>)
+  return tried.length > 0 && tried.every((error) => tlsFailure.test(String(error?.code)))
+}
+
 /** Says what to do about the failures that a wrong setting causes. */
 const explain = (reason: Reason, options: Options): Reason => {
   const points = options.secureConnectBundle ?? (options.contactPoints ?? ["127.0.0.1:9042"]).join(", ")
   switch (reason._tag) {
     case "NoHostAvailable":
+      if (isTlsFailure(reason.cause)) {
+        const message = `no TLS with ${points}: check tls (ca, cert, key, servername) and the certificate of the server. ${reason.message.trim()}`
+        return new InvalidOptions({ message, cause: reason.cause })
+      }
       return new NoHostAvailable({
         message: `no node answers at ${points}: check contactPoints, and that Cassandra runs there. ${reason.message}`,
         cause: reason.cause

@@ -12,6 +12,16 @@ export interface Gauges {
   readonly driverRetries: number
 }
 
+/** Of the open sessions, by which their metrics differ: two of one keyspace would overwrite each other's. */
+const names = new Set<string>()
+
+const nameOf = (keyspace: string) => {
+  let name = keyspace
+  for (let i = 2; names.has(name); i++) name = `${keyspace}-${i}`
+  names.add(name)
+  return name
+}
+
 /**
  * Counts of a session. They are plain numbers, read when the metrics are: an update of Effect's registry for each request
  * would cost more than the session itself.
@@ -28,12 +38,15 @@ export class SessionMetrics {
   readonly #errors = new Map<string, number>()
   readonly #context: Context.Context<never>
   readonly #registrations: Array<Metric.Registration> = []
+  readonly #name: string
 
   constructor(context: Context.Context<never>, keyspace: string, gauges: () => Gauges) {
+    this.#name = nameOf(keyspace)
     this.#context = Context.add(context, Metric.CurrentMetricAttributes, {
       ...Context.get(context, Metric.CurrentMetricAttributes),
       "db.system.name": "cassandra",
-      "db.namespace": keyspace
+      "db.namespace": keyspace,
+      "db.client.connection.pool.name": this.#name
     })
     const counter = (name: string, description: string, get: () => number) =>
       this.#register(Metric.counter(name, { description }), () => ({ count: get(), incremental: true }))
@@ -90,6 +103,7 @@ export class SessionMetrics {
   }
 
   close(): void {
+    names.delete(this.#name)
     for (const registration of this.#registrations) registration.remove()
   }
 }

@@ -214,7 +214,7 @@ export interface ProcessOptions {
 }
 
 /** A server that can be broken and mended. */
-export interface RunningProcess {
+interface RunningProcess {
   readonly contactPoint: string
   /** Starts it again on its data and its port, and waits until it answers. */
   readonly start: Effect.Effect<void, CassandraServerError>
