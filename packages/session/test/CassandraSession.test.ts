@@ -1,45 +1,10 @@
-import { connect as connectTcp, createServer, type Socket } from "node:net"
+import { createServer } from "node:net"
 import { assert, describe, layer } from "@effect/vitest"
+import * as FaultProxy from "@effect-cassandra/testing/FaultProxy"
 import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
-import { Config, ConfigProvider, Effect, Exit, Fiber, Layer, Redacted, Stream } from "effect"
+import { Effect, Exit, Fiber, Layer, Option, Redacted, Schedule, Schema, Stream } from "effect"
 import { CassandraSession, make, type Options } from "../src/CassandraSession.ts"
-import { cql, make as statement, withOptions } from "../src/Statement.ts"
-
-/** A TCP proxy before the server, which can hold back what it should pass on. */
-const proxy = (target: string) =>
-  Effect.acquireRelease(
-    Effect.callback<{ readonly address: string; readonly hold: () => void; readonly close: () => void }>((resume) => {
-      const [host, port] = target.split(":")
-      const sockets = new Set<Socket>()
-      const server = createServer((client) => {
-        const upstream = connectTcp(Number(port), host)
-        for (const [from, to] of [
-          [client, upstream],
-          [upstream, client]
-        ] as const) {
-          sockets.add(from)
-          from.on("data", (data) => to.write(data))
-          from.on("error", () => to.destroy())
-          from.on("close", () => to.destroy())
-        }
-      })
-      server.listen(0, "127.0.0.1", () =>
-        resume(
-          Effect.succeed({
-            address: `127.0.0.1:${(server.address() as { port: number }).port}`,
-            hold: () => {
-              for (const socket of sockets) socket.pause()
-            },
-            close: () => {
-              for (const socket of sockets) socket.destroy()
-              server.close()
-            }
-          })
-        )
-      )
-    }),
-    ({ close }) => Effect.sync(close)
-  )
+import { cql, identifier, make as statement, withOptions, withSchema } from "../src/Statement.ts"
 
 /** A server that speaks just enough of the native protocol (v4) to ask for a password and refuse it. */
 const refusing = Effect.acquireRelease(
@@ -89,7 +54,8 @@ const refusing = Effect.acquireRelease(
 const table = Layer.effectDiscard(
   Effect.flatMap(CassandraSession, (session) =>
     session.createTables([
-      "CREATE TABLE IF NOT EXISTS items (k text, n int, big bigint, at timestamp, PRIMARY KEY (k, n))"
+      "CREATE TABLE IF NOT EXISTS items (k text, n int, big bigint, at timestamp, PRIMARY KEY (k, n))",
+      "CREATE TABLE IF NOT EXISTS counts (k text PRIMARY KEY, n counter)"
     ])
   )
 )
@@ -135,6 +101,16 @@ layer(table.pipe(Layer.provideMerge(TestKeyspace.layer)), { excludeTestServices:
           filtered.map(({ n }) => n),
           [225]
         )
+        const behind = withOptions(
+          cql<{ n: number }>`SELECT n FROM items WHERE k = 'pages' AND big = ${225n} ALLOW FILTERING`,
+          { pageSize: 10 }
+        )
+        assert.deepStrictEqual(Option.getOrThrow(yield* behind.first).n, 225)
+        assert.deepStrictEqual((yield* behind.one).n, 225)
+        assert.deepStrictEqual(
+          (yield* Stream.runCollect(behind.stream)).map(({ n }) => n),
+          [225]
+        )
       })
     )
 
@@ -148,8 +124,25 @@ layer(table.pipe(Layer.provideMerge(TestKeyspace.layer)), { excludeTestServices:
           all.map(({ n }) => n),
           Array.from({ length: 120 }, (_, n) => n)
         )
-        const some = yield* session.stream(self).pipe(Stream.take(15), Stream.runCollect)
+        let pages = 0
+        const counted = withSchema(
+          self,
+          Schema.Struct({
+            n: Schema.Number.check(
+              Schema.makeFilter((n) => {
+                if (n % 10 === 0) pages++
+                return true
+              })
+            )
+          })
+        )
+        const some = yield* session.stream(counted).pipe(Stream.take(15), Stream.runCollect)
         assert.strictEqual(some.length, 15)
+        assert.strictEqual(pages, 2)
+        // Given up in the middle of a page, or while one is fetched: nothing stays behind.
+        const fiber = yield* Effect.forkChild(Stream.runDrain(self.stream), { startImmediately: true })
+        yield* Fiber.interrupt(fiber)
+        assert.strictEqual((yield* session.health).inFlight, 0)
       })
     )
 
@@ -165,6 +158,136 @@ layer(table.pipe(Layer.provideMerge(TestKeyspace.layer)), { excludeTestServices:
         const error = yield* Effect.flip(session.applied(cql`INSERT INTO items (k, n) VALUES ('lwt', 2)`))
         assert.strictEqual(error.reason._tag, "InvalidStatement")
         assert.match(error.message, /no IF/)
+      })
+    )
+
+    it.effect("gives the first row or none, and exactly one or says how many", () =>
+      Effect.gen(function* () {
+        yield* fill("single", 2)
+        const of = (n: number) => cql<{ n: number }>`SELECT n FROM items WHERE k = 'single' AND n >= ${n}`
+        assert.strictEqual(Option.getOrThrow(yield* of(0).first).n, 0)
+        assert.isTrue(Option.isNone(yield* of(5).first))
+        assert.strictEqual((yield* of(1).one).n, 1)
+        for (const [n, rows] of [
+          [5, 0],
+          [0, 2]
+        ] as const) {
+          const { reason } = yield* Effect.flip(of(n).one)
+          assert(reason._tag === "UnexpectedRows")
+          assert.strictEqual(reason.rows, rows)
+        }
+      })
+    )
+
+    it.effect("gives one page with what the server said beside it, and a trace where one is asked for", () =>
+      Effect.gen(function* () {
+        const session = yield* CassandraSession
+        yield* fill("raw", 3)
+        const self = cql`SELECT n FROM items WHERE k = 'raw'`
+        const page = yield* withOptions(self, { pageSize: 2 }).raw
+        assert.deepInclude(page, { hasMore: true, traceId: undefined, warnings: [] })
+        assert.strictEqual(page.rows.length, 2)
+        const { hasMore, traceId } = yield* withOptions(self, { trace: true }).raw
+        assert.isFalse(hasMore)
+        const recorded = withOptions(cql`SELECT command FROM system_traces.sessions WHERE session_id = ${traceId}`, {
+          consistency: "ONE"
+        })
+        yield* Effect.retry(session.one(recorded), { schedule: Schedule.spaced("50 millis"), times: 200 })
+      })
+    )
+
+    it.effect("a prepared statement is a function of its values; a text that is wrong is refused at once", () =>
+      Effect.gen(function* () {
+        const session = yield* CassandraSession
+        yield* fill("prepared", 2)
+        const byNumber = yield* session.prepare<{ n: number }>("SELECT n FROM items WHERE k = ? AND n = ?")
+        assert.strictEqual((yield* byNumber("prepared", 1).one).n, 1)
+        const error = yield* Effect.flip(session.prepare("SELECT nothing FROM items"))
+        assert.strictEqual(error.reason._tag, "InvalidStatement")
+        const short = yield* Effect.flip(byNumber("prepared"))
+        assert.strictEqual(short.reason._tag, "InvalidStatement", short.message)
+      })
+    )
+
+    it.effect("writes with a time to live, which a column shows", () =>
+      Effect.gen(function* () {
+        yield* withOptions(cql`INSERT INTO items (k, n, big) VALUES ('ttl', 1, ${1n})`, { ttl: "1 hour" })
+        yield* withOptions(cql`UPDATE items SET big = ${2n} WHERE k = 'ttl' AND n = 2`, { ttl: "2 hours" })
+        const left = yield* cql<{ t: number }>`SELECT TTL(big) AS t FROM items WHERE k = 'ttl'`
+        for (const [i, hours] of [1, 2].entries()) {
+          assert.isAtMost(left[i]!.t, hours * 3600)
+          assert.isAbove(left[i]!.t, hours * 3600 - 60)
+        }
+      })
+    )
+
+    it.effect("a profile is a name for settings, which the statement's own precede", () =>
+      Effect.gen(function* () {
+        const options = yield* TestKeyspace
+        const session = yield* make({ ...options, profiles: { wide: { consistency: "THREE", pageSize: 2 } } })
+        const self = cql`SELECT n FROM items WHERE k = 'pages'`
+        const few = yield* Effect.flip(session.execute(withOptions(self, { profile: "wide" })))
+        assert.strictEqual(few.reason._tag, "Unavailable")
+        const page = yield* session.raw(withOptions(self, { profile: "wide", consistency: "ONE" }))
+        assert.isAtMost(page.rows.length, 2)
+        const unknown = yield* Effect.flip(session.execute(withOptions(self, { profile: "narrow" })))
+        assert.match(unknown.message, /no profile "narrow" among "wide"/)
+      })
+    )
+
+    it.effect("a name is quoted, so that it can neither end its quotes nor be another name", () =>
+      Effect.gen(function* () {
+        const session = yield* CassandraSession
+        const evil = 'items"; DROP TABLE items; --'
+        const error = yield* Effect.flip(session.execute(cql`SELECT * FROM ${identifier(evil)}`))
+        assert.strictEqual(error.reason._tag, "InvalidStatement")
+        yield* session.execute(cql`SELECT n FROM ${identifier("items")} LIMIT 1`)
+        const rows = yield* session.execute(cql`SELECT n FROM items WHERE k = ${evil}`)
+        assert.deepStrictEqual(rows, [])
+      })
+    )
+
+    it.effect("a counter batch adds, a conditional one of a partition is applied as a whole or not at all", () =>
+      Effect.gen(function* () {
+        const session = yield* CassandraSession
+        yield* session.batch(
+          ["a", "b", "a"].map((k) => cql`UPDATE counts SET n = n + ${1n} WHERE k = ${k}`),
+          { type: "counter" }
+        )
+        const counts = yield* session.execute(cql`SELECT k, n FROM counts`)
+        assert.deepStrictEqual(Object.fromEntries(counts.map(({ k, n }) => [k, n])), { a: 2n, b: 1n })
+
+        const insert = (n: number) =>
+          cql<{ n: number; big: bigint }>`INSERT INTO items (k, n, big) VALUES ('together', ${n}, ${1n}) IF NOT EXISTS`
+        assert.deepStrictEqual(yield* session.appliedBatch([insert(1), insert(2)]), { applied: true })
+        const second = yield* session.appliedBatch([insert(2), insert(3)])
+        assert(!second.applied)
+        assert.strictEqual(second.current.n, 2)
+        assert.strictEqual((yield* session.execute(cql`SELECT n FROM items WHERE k = 'together'`)).length, 2)
+        const none = yield* Effect.flip(session.appliedBatch([cql`INSERT INTO items (k, n) VALUES ('together', 9)`]))
+        assert.strictEqual(none.reason._tag, "InvalidStatement")
+      })
+    )
+
+    it.effect("a batch over several partitions that is too large is not sent; one of one partition is", () =>
+      Effect.gen(function* () {
+        const session = yield* CassandraSession
+        yield* session.createTables(["CREATE TABLE IF NOT EXISTS texts (k text, n int, v text, PRIMARY KEY (k, n))"])
+        const writes = (partitions: number) =>
+          Array.from(
+            { length: 8 },
+            (_, n) =>
+              cql`INSERT INTO texts (k, n, v) VALUES (${`large-${n % partitions}`}, ${n}, ${"x".repeat(10_000)})`
+          )
+        const { reason } = yield* Effect.flip(session.batch(writes(2)))
+        assert(reason._tag === "BatchTooLarge")
+        assert.match(reason.message, /80\d+ bytes over 2 partitions.*51200.*batch_size_fail_threshold/)
+        assert.strictEqual((yield* session.execute(cql`SELECT n FROM texts`)).length, 0)
+        // The server's own bound holds for one partition too, in its default settings.
+        yield* Effect.ignore(session.batch(writes(1), { type: "unlogged" }))
+        const large = yield* make({ ...(yield* TestKeyspace), maxBatchSize: 1_000_000 })
+        const error = yield* Effect.flip(large.batch(writes(2)))
+        assert.notStrictEqual(error.reason._tag, "BatchTooLarge", "the server decides what the setting lets pass")
       })
     )
 
@@ -283,13 +406,13 @@ layer(table.pipe(Layer.provideMerge(TestKeyspace.layer)), { excludeTestServices:
     it.effect("without an answer: RequestTimeout for a plain statement, OutcomeUnknown for a conditional write", () =>
       Effect.gen(function* () {
         const options = yield* TestKeyspace
-        const { address, hold } = yield* proxy(options.contactPoints![0]!)
+        const { address, hold } = yield* FaultProxy.make(options.contactPoints![0]!)
         const session = yield* make({ ...options, contactPoints: [address], requestTimeout: "1 second" })
         const read = cql`SELECT * FROM items WHERE k = 'x'`
         const write = cql`INSERT INTO items (k, n) VALUES ('held', 1) IF NOT EXISTS`
         yield* session.execute(read)
         yield* session.applied(write)
-        hold()
+        yield* hold
         assert.strictEqual((yield* Effect.flip(session.execute(read))).reason._tag, "RequestTimeout")
         assert.strictEqual((yield* Effect.flip(session.applied(write))).reason._tag, "OutcomeUnknown")
       })
@@ -298,9 +421,9 @@ layer(table.pipe(Layer.provideMerge(TestKeyspace.layer)), { excludeTestServices:
     it.effect("an interrupted request leaves its fiber at once", () =>
       Effect.gen(function* () {
         const options = yield* TestKeyspace
-        const { address, hold } = yield* proxy(options.contactPoints![0]!)
+        const { address, hold } = yield* FaultProxy.make(options.contactPoints![0]!)
         const session = yield* make({ ...options, contactPoints: [address], requestTimeout: "2 seconds" })
-        hold()
+        yield* hold
         const fiber = yield* Effect.forkChild(session.execute(cql`SELECT * FROM items WHERE k = 'x'`))
         yield* Effect.yieldNow
         const begin = Date.now()
@@ -324,22 +447,6 @@ layer(table.pipe(Layer.provideMerge(TestKeyspace.layer)), { excludeTestServices:
           })
         ).pipe(Effect.flatMap((fibers) => Effect.forEach(fibers, Fiber.join)))
         assert.isTrue(exits.every(Exit.isSuccess))
-      })
-    )
-
-    it.effect("takes its options from Config", () =>
-      Effect.gen(function* () {
-        const options = yield* TestKeyspace
-        const provider = ConfigProvider.fromUnknown({ KEYSPACE: options.keyspace, POINT: options.contactPoints![0] })
-        const Live = CassandraSession.layerConfig({
-          keyspace: Config.String("KEYSPACE"),
-          contactPoints: Config.String("POINT").pipe(Config.map((point) => [point])),
-          localDataCenter: Config.String("DC").pipe(Config.withDefault("datacenter1"))
-        })
-        const rows = yield* Effect.flatMap(CassandraSession, (session) =>
-          session.execute(cql`SELECT n FROM items LIMIT 1`)
-        ).pipe(Effect.provide(Live.pipe(Layer.provide(ConfigProvider.layer(provider)))))
-        assert.isAtMost(rows.length, 1)
       })
     )
   }

@@ -2,7 +2,7 @@ import { writeFileSync } from "node:fs"
 import { createServer as createHttpsServer } from "node:https"
 import { type AddressInfo, connect as connectTcp } from "node:net"
 import { join } from "node:path"
-import { createServer, type TLSSocket, type TlsOptions } from "node:tls"
+import { createServer, type TlsOptions } from "node:tls"
 import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import { assert, layer } from "@effect/vitest"
 import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
@@ -65,7 +65,7 @@ const terminator = Effect.fnUntraced(function* (settings: TlsOptions) {
   const { contactPoints } = yield* TestKeyspace
   const [host, port] = contactPoints![0]!.split(":")
   const names: Array<string> = []
-  const server = createServer(settings, (socket: TLSSocket & { readonly servername?: string | false }) => {
+  const server = createServer(settings, (socket) => {
     if (socket.servername) names.push(socket.servername)
     const upstream = connectTcp(Number(port), host)
     socket.pipe(upstream).pipe(socket)

@@ -30,11 +30,13 @@ export const validate = (options: Options): Effect.Effect<void, CassandraError> 
         ? `keyspace "${options.keyspace}" is not a name of 1 to 48 letters, digits and underscores`
         : (options.username === undefined) !== (options.password === undefined)
           ? "username and password go together: only one of them is given"
-          : options.replication !== undefined && !isReplication(options.replication)
-            ? `replication ${JSON.stringify(options.replication)} must give a whole number of copies for each data centre, for example { datacenter1: 3 }`
-            : options.secureConnectBundle !== undefined && (options.contactPoints !== undefined || options.tls)
-              ? "secureConnectBundle holds addresses and certificates: leave out contactPoints and tls"
-              : (whole("maxInFlight", 1) ?? whole("maxQueued", 0) ?? whole("pageSize", 1) ?? whole("maxBatchSize", 1))
+          : /ANY|SERIAL/.test(options.consistency ?? "")
+            ? `consistency ${options.consistency} does not do for reads and writes: set it for single statements`
+            : options.replication !== undefined && !isReplication(options.replication)
+              ? `replication ${JSON.stringify(options.replication)} must give a whole number of copies for each data centre, for example { datacenter1: 3 }`
+              : options.secureConnectBundle !== undefined && (options.contactPoints !== undefined || options.tls)
+                ? "secureConnectBundle holds addresses and certificates: leave out contactPoints and tls"
+                : (whole("maxInFlight", 1) ?? whole("maxQueued", 0) ?? whole("pageSize", 1) ?? whole("maxBatchSize", 1))
   return problem === undefined ? Effect.void : fail(new InvalidOptions({ message: problem, cause: undefined }))
 }
 

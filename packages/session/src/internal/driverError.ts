@@ -1,5 +1,6 @@
 import driver from "cassandra-driver"
 import * as E from "../CassandraError.ts"
+import { textInfo } from "./text.ts"
 
 const codes = driver.types.responseErrorCodes
 
@@ -82,6 +83,8 @@ const describeHost = ([host, cause]: readonly [string, unknown]) =>
 /** Gives an error of the driver its reason. */
 export const toReason = (cause: unknown): E.Reason => {
   if (!(cause instanceof Error)) return new E.ServerFailure({ message: String(cause), cause })
+  // The driver adds the text, whose literals may be values.
+  if ("query" in cause && typeof cause.query === "string") cause.query = textInfo(cause.query).redacted
   const base = { message: cause.message, cause }
   if (cause instanceof driver.errors.ResponseError) return fromResponse(cause as Error & ResponseDetails)
   if (cause instanceof driver.errors.OperationTimedOutError) return new E.RequestTimeout(base)

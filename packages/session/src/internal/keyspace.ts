@@ -20,12 +20,15 @@ type Session = CassandraSession["Service"]
 
 const fail = (reason: Reason) => Effect.fail(new CassandraError({ reason }))
 
+/** For tables that each node keeps for itself. */
+const ofNode = { consistency: "ONE" } as const
+
 const literal = (text: string) => `'${text.replaceAll("'", "''")}'`
 
 /** The replication of the keyspace, made first if it is to be. */
 const replicationOf = Effect.fnUntraced(function* (session: Session, options: Options) {
   const read = session.first<{ replication: ReadonlyMap<string, string> }>(
-    make("SELECT replication FROM system_schema.keyspaces WHERE keyspace_name = ?", [options.keyspace])
+    make("SELECT replication FROM system_schema.keyspaces WHERE keyspace_name = ?", [options.keyspace], ofNode)
   )
   const found = yield* read
   if (found._tag === "Some") return found.value.replication
@@ -95,7 +98,7 @@ const compare = (options: Options, replication: ReadonlyMap<string, string>) => 
       `keyspace "${keyspace}" has SimpleStrategy, which knows no data centres: ALTER KEYSPACE to NetworkTopologyStrategy`
     )
   }
-  if (total > 1 && (consistency === "ANY" || /ONE$/.test(consistency))) {
+  if (total > 1 && /ONE$/.test(consistency)) {
     warnings.push(
       `consistency ${consistency} with ${total} copies: a read may not see a write that was acknowledged. Set LOCAL_QUORUM for the session, and ${consistency} for the statements that may be stale`
     )
@@ -105,7 +108,9 @@ const compare = (options: Options, replication: ReadonlyMap<string, string>) => 
 
 /** Warnings about the server; one that has no such tables is not asked. */
 const serverWarnings = Effect.fnUntraced(function* (session: Session) {
-  const [local] = yield* session.execute<{ release_version: string }>(make("SELECT release_version FROM system.local"))
+  const [local] = yield* session.execute<{ release_version: string }>(
+    make("SELECT release_version FROM system.local", [], ofNode)
+  )
   const release = local?.release_version ?? ""
   const [major = 0, minor = 0] = release.split(".").map(Number)
   if (major < 4) {
@@ -120,7 +125,9 @@ const serverWarnings = Effect.fnUntraced(function* (session: Session) {
     return [`Cassandra ${release} has no paxos_variant v2: conditional writes take twice the round trips of 4.1`]
   }
   const settings = yield* session
-    .execute<{ value: string | null }>(make("SELECT value FROM system_views.settings WHERE name = 'paxos_variant'"))
+    .execute<{ value: string | null }>(
+      make("SELECT value FROM system_views.settings WHERE name = 'paxos_variant'", [], ofNode)
+    )
     .pipe(Effect.catch(() => Effect.succeed([])))
   const variant = settings[0]?.value ?? "v2"
   return /without_linearizable/i.test(variant)
@@ -146,10 +153,11 @@ const createRecords = (keyspace: string) => {
 const hasTable = (session: Session, table: string) =>
   Effect.map(
     session.first(
-      make("SELECT table_name FROM system_schema.tables WHERE keyspace_name = ? AND table_name = ?", [
-        session.keyspace,
-        table
-      ])
+      make(
+        "SELECT table_name FROM system_schema.tables WHERE keyspace_name = ? AND table_name = ?",
+        [session.keyspace, table],
+        ofNode
+      )
     ),
     (row) => row._tag === "Some"
   )
@@ -293,7 +301,7 @@ export const withSchemaLock = Effect.fnUntraced(function* <A, E, R>(session: Ses
 export const tablesOf = (session: Session) =>
   Effect.map(
     session.execute<{ table_name: string }>(
-      make("SELECT table_name FROM system_schema.tables WHERE keyspace_name = ?", [session.keyspace])
+      make("SELECT table_name FROM system_schema.tables WHERE keyspace_name = ?", [session.keyspace], ofNode)
     ),
     (rows) => new Set(rows.map((row) => row.table_name))
   )

@@ -337,7 +337,9 @@ export const makeOperations = (options: Options, transport: Transport): Cassandr
     }),
     withSchemaLock: (effect) => withSchemaLock(session, effect),
     health: Effect.map(
-      Effect.exit(execute(statement("SELECT key FROM system.local", [], { timeout: Math.min(timeout, 2000) }))),
+      Effect.exit(
+        execute(statement("SELECT key FROM system.local", [], { consistency: "ONE", timeout: Math.min(timeout, 2000) }))
+      ),
       (exit) => ({
         healthy: exit._tag === "Success",
         error: exit._tag === "Success" ? undefined : Option.getOrUndefined(Cause.findErrorOption(exit.cause)),
