@@ -211,5 +211,7 @@ export const run = Effect.fnUntraced(function* (migrations: Migrations) {
 })
 
 /** Executes the migrations before what depends on the layer starts. */
-export const layer = (migrations: Migrations): Layer.Layer<never, MigrationError | CassandraError, CassandraSession> =>
-  Layer.effectDiscard(run(migrations))
+export const layer = (
+  migrations: Migrations | Effect.Effect<Migrations, MigrationError>
+): Layer.Layer<never, MigrationError | CassandraError, CassandraSession> =>
+  Layer.effectDiscard(Effect.flatMap(Effect.isEffect(migrations) ? migrations : Effect.succeed(migrations), run))

@@ -1,9 +1,12 @@
+import dns from "node:dns"
 import { createServer } from "node:net"
 import { assert, describe, layer } from "@effect/vitest"
 import * as FaultProxy from "@effect-cassandra/testing/FaultProxy"
 import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
 import { Effect, Exit, Fiber, Layer, Option, Redacted, Schedule, Schema, Stream } from "effect"
+import { type MockInstance, vi } from "vitest"
 import { CassandraSession, make, type Options } from "../src/CassandraSession.ts"
+import { SpeculativeReads } from "../src/internal/client.ts"
 import { cql, identifier, make as statement, withOptions, withSchema } from "../src/Statement.ts"
 
 /** A server that speaks just enough of the native protocol (v4) to ask for a password and refuse it. */
@@ -417,6 +420,40 @@ layer(table.pipe(Layer.provideMerge(TestKeyspace.layer)), { excludeTestServices:
         assert.strictEqual((yield* Effect.flip(session.applied(write))).reason._tag, "OutcomeUnknown")
       })
     )
+
+    it.effect("goes on when the name of the contact point leads to another address", () =>
+      Effect.gen(function* () {
+        const options = yield* TestKeyspace
+        const target = options.contactPoints![0]!
+        const old = yield* FaultProxy.make(target)
+        const port = old.address.split(":")[1]
+        yield* FaultProxy.make(target, `127.0.0.2:${port}`)
+        let address = "127.0.0.1"
+        // Only the name service of the machine is not real here.
+        const resolve4 = vi.spyOn(dns, "resolve4") as unknown as MockInstance<
+          (name: string, done: (error: Error | null, found?: ReadonlyArray<string>) => void) => void
+        >
+        resolve4.mockImplementation((_, done) => done(null, [address]))
+        yield* Effect.addFinalizer(() => Effect.sync(() => resolve4.mockRestore()))
+        const session = yield* make({ ...options, contactPoints: [`cassandra.test:${port}`] })
+        const coordinator = Effect.map(session.raw(cql`SELECT key FROM system.local`), (page) => page.coordinator)
+        assert.strictEqual(yield* coordinator, `127.0.0.1:${port}`)
+        address = "127.0.0.2"
+        yield* old.refuse
+        const later = yield* Effect.retry(coordinator, { schedule: Schedule.spaced("100 millis"), times: 150 })
+        assert.strictEqual(later, `127.0.0.2:${port}`)
+      })
+    )
+
+    it("sends reads only to a second node before the first has answered", () => {
+      const policy = new SpeculativeReads(20, 2)
+      const delays = (text: string) => {
+        const plan = policy.newPlan("k", text)
+        return Array.from({ length: 3 }, () => plan.nextExecution())
+      }
+      assert.deepStrictEqual(delays("SELECT * FROM items"), [20, 20, -1])
+      assert.deepStrictEqual(delays("/* SELECT */ DELETE FROM items WHERE k = 1"), [-1, -1, -1])
+    })
 
     it.effect("an interrupted request leaves its fiber at once", () =>
       Effect.gen(function* () {

@@ -23,9 +23,10 @@ export interface FaultProxy {
 }
 
 /**
- * Starts a proxy before a server at `"host:port"`; it ends with the scope.
+ * Starts a proxy before a server at `"host:port"`, on a free port of 127.0.0.1 unless an address of the loopback is given;
+ * it ends with the scope.
  */
-export const make = (target: string): Effect.Effect<FaultProxy, never, Scope.Scope> =>
+export const make = (target: string, address = "127.0.0.1:0"): Effect.Effect<FaultProxy, never, Scope.Scope> =>
   Effect.acquireRelease(
     Effect.callback<{ readonly proxy: FaultProxy; readonly close: () => void }>((resume) => {
       const separator = target.lastIndexOf(":")
@@ -61,7 +62,8 @@ export const make = (target: string): Effect.Effect<FaultProxy, never, Scope.Sco
           })
         }
       })
-      server.listen(0, "127.0.0.1", () =>
+      const [ownHost, ownPort] = address.split(":")
+      server.listen(Number(ownPort), ownHost, () =>
         resume(
           Effect.succeed({
             close: () => {
@@ -69,7 +71,7 @@ export const make = (target: string): Effect.Effect<FaultProxy, never, Scope.Sco
               server.close()
             },
             proxy: {
-              address: `127.0.0.1:${(server.address() as { readonly port: number }).port}`,
+              address: `${ownHost}:${(server.address() as { readonly port: number }).port}`,
               hold: Effect.sync(() => {
                 held = true
                 for (const socket of sockets) socket.pause()

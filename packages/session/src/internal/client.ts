@@ -41,7 +41,7 @@ export const validate = (options: Options): Effect.Effect<void, CassandraError> 
 }
 
 /** Sends reads only, as `isIdempotent` alone would let the driver send writes too. */
-class SpeculativeReads extends driver.policies.speculativeExecution.ConstantSpeculativeExecutionPolicy {
+export class SpeculativeReads extends driver.policies.speculativeExecution.ConstantSpeculativeExecutionPolicy {
   readonly #none = { nextExecution: () => -1 }
   override newPlan(keyspace: string, query: string | Array<object>) {
     return isSelect(query) ? super.newPlan(keyspace, query) : this.#none
