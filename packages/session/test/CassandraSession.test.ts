@@ -6,7 +6,7 @@ import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
 import { Effect, Exit, Fiber, Layer, Option, Redacted, Schedule, Schema, Stream } from "effect"
 import { type MockInstance, vi } from "vitest"
 import { CassandraSession, make, type Options } from "../src/CassandraSession.ts"
-import { SpeculativeReads } from "../src/internal/client.ts"
+import { replicasOf, SpeculativeReads } from "../src/internal/client.ts"
 import { cql, identifier, make as statement, withOptions, withSchema } from "../src/Statement.ts"
 
 /** A server that speaks just enough of the native protocol (v4) to ask for a password and refuse it. */
@@ -444,6 +444,68 @@ layer(table.pipe(Layer.provideMerge(TestKeyspace.layer)), { excludeTestServices:
         assert.strictEqual(later, `127.0.0.2:${port}`)
       })
     )
+
+    it.effect("the driver knows the copies of the keyspace, for all its maps are Map", () =>
+      Effect.gen(function* () {
+        const session = yield* CassandraSession
+        const known = yield* session.use(async ({ metadata }) => {
+          await metadata.refreshKeyspaces()
+          return (metadata as unknown as { readonly keyspaces: Record<string, Record<string, unknown>> }).keyspaces
+        })
+        assert.match(String(known[session.keyspace]!.strategy), /NetworkTopologyStrategy$/)
+        assert.deepStrictEqual(known[session.keyspace]!.strategyOptions, {
+          [(yield* TestKeyspace).localDataCenter ?? "datacenter1"]: "1"
+        })
+      })
+    )
+
+    it("finds the nodes of a row by its key, unless every local node has every row", () => {
+      const node = (address: string, datacenter: string) =>
+        ({
+          address,
+          datacenter,
+          isUp: () => true,
+          isUpSince: null,
+          getInFlight: () => 0,
+          getResponseCount: () => 5
+        }) as never
+      const [a, b, c] = [node("a", "here"), node("b", "here"), node("c", "there")]
+      let hosts = [a, b, c]
+      const keyspaces = {
+        two: { strategy: "org.NetworkTopologyStrategy", strategyOptions: { here: "2", there: "1" } },
+        one: { strategy: "org.NetworkTopologyStrategy", strategyOptions: { here: "1" } },
+        simple: { strategy: "org.SimpleStrategy", strategyOptions: { replication_factor: "3" } }
+      }
+      let hashed = 0
+      const replicas = replicasOf(
+        () =>
+          ({
+            hosts: {
+              values: () => hosts,
+              get length() {
+                return hosts.length
+              }
+            },
+            metadata: {
+              keyspaces,
+              getReplicas: () => {
+                hashed++
+                return [b]
+              }
+            }
+          }) as never,
+        () => "here"
+      )
+      assert.deepStrictEqual(replicas("two", "key"), [a, b])
+      assert.deepStrictEqual(replicas("two", "key"), [a, b])
+      assert.strictEqual(hashed, 0)
+      assert.deepStrictEqual(replicas("one", "key"), [b])
+      assert.deepStrictEqual(replicas("simple", "key"), [b])
+      assert.deepStrictEqual(replicas("unknown", "key"), [b])
+      assert.strictEqual(hashed, 3)
+      hosts = [...hosts, node("d", "here")]
+      assert.deepStrictEqual(replicas("two", "key"), [b])
+    })
 
     it("sends reads only to a second node before the first has answered", () => {
       const policy = new SpeculativeReads(20, 2)

@@ -48,6 +48,69 @@ export class SpeculativeReads extends driver.policies.speculativeExecution.Const
   }
 }
 
+/** What the driver has of a keyspace at run time; missing in its types. */
+interface KeyspaceMetadata {
+  readonly strategy: string | undefined
+  readonly strategyOptions: Readonly<Record<string, string>>
+}
+
+type GetReplicas = (keyspace: string, key: unknown) => ReadonlyArray<driver.Host> | null
+
+/**
+ * Finds the nodes that have a row. Where every local node has every row, as with three nodes and three copies, the key is
+ * not hashed: that is a tenth of what a request costs the driver.
+ */
+export const replicasOf = (client: () => driver.Client, localDataCenter: () => string | undefined): GetReplicas => {
+  const known = new WeakMap<object, { readonly nodes: number; readonly all: ReadonlyArray<driver.Host> | undefined }>()
+  return (name, key) => {
+    const { hosts, metadata } = client()
+    const keyspace = (metadata as unknown as { readonly keyspaces: Record<string, KeyspaceMetadata> }).keyspaces[name]
+    if (keyspace === undefined) return metadata.getReplicas(name, key as Buffer)
+    let found = known.get(keyspace)
+    if (found?.nodes !== hosts.length) {
+      const dataCenter = localDataCenter()
+      const local = hosts.values().filter(({ datacenter }) => datacenter === dataCenter)
+      const copies = keyspace.strategy?.endsWith("NetworkTopologyStrategy")
+        ? Number.parseInt(keyspace.strategyOptions[dataCenter ?? ""] ?? "0", 10)
+        : 0
+      found = { nodes: hosts.length, all: copies >= local.length ? local : undefined }
+      known.set(keyspace, found)
+    }
+    return found.all ?? metadata.getReplicas(name, key as Buffer)
+  }
+}
+
+// Its constructor takes more at run time than the driver's types say.
+const LoadBalancing = driver.policies.loadBalancing.DefaultLoadBalancingPolicy as unknown as new (options: {
+  readonly getReplicas: GetReplicas
+}) => driver.policies.loadBalancing.LoadBalancingPolicy & { readonly localDc?: string }
+
+interface Metadata {
+  readonly setCassandraVersion: (version: ReadonlyArray<number>) => void
+  readonly _schemaParser: {
+    _parseKeyspace: (row: { readonly replication: unknown }, virtual: boolean) => unknown
+  }
+}
+
+/**
+ * With maps as Map the driver does not find the strategy of a keyspace in its own metadata, and takes each row to have one
+ * copy.
+ */
+const repairMetadata = (client: driver.Client) => {
+  const metadata = client.metadata as unknown as { -readonly [K in keyof Metadata]: Metadata[K] }
+  const setCassandraVersion = metadata.setCassandraVersion
+  metadata.setCassandraVersion = (version) => {
+    setCassandraVersion.call(metadata, version)
+    const parser = metadata._schemaParser
+    const parse = parser._parseKeyspace
+    parser._parseKeyspace = (row, virtual) => {
+      const { replication } = row
+      const plain = replication instanceof Map ? Object.fromEntries(replication) : replication
+      return parse.call(parser, { ...row, replication: plain }, virtual)
+    }
+  }
+}
+
 // An interface in the driver's types, a class at run time.
 const { ClientMetrics } = driver.metrics as unknown as {
   readonly ClientMetrics: new () => driver.metrics.ClientMetrics
@@ -63,7 +126,12 @@ export class DriverRetries extends ClientMetrics {
   override onWriteTimeoutRetry = () => this.count++
 }
 
-const clientOptions = (options: Options, timeout: number, metrics: DriverRetries): driver.DseClientOptions => ({
+const clientOptions = (
+  options: Options,
+  timeout: number,
+  metrics: DriverRetries,
+  balancing: driver.policies.loadBalancing.LoadBalancingPolicy
+): driver.DseClientOptions => ({
   ...(options.secureConnectBundle === undefined
     ? {
         contactPoints: [...(options.contactPoints ?? ["127.0.0.1:9042"])],
@@ -82,16 +150,17 @@ const clientOptions = (options: Options, timeout: number, metrics: DriverRetries
   encoding: { useBigIntAsLong: true, useBigIntAsVarint: true, map: Map, set: Set },
   monitorReporting: { enabled: false },
   metrics,
-  ...(options.speculative === undefined
-    ? {}
-    : {
-        policies: {
+  policies: {
+    loadBalancing: balancing,
+    ...(options.speculative === undefined
+      ? {}
+      : {
           speculativeExecution: new SpeculativeReads(
             Duration.toMillis(options.speculative.delay),
             options.speculative.max
           )
-        }
-      }),
+        })
+  },
   queryOptions: {
     consistency: consistencies[options.consistency ?? "LOCAL_QUORUM"],
     fetchSize: options.pageSize ?? 1000
@@ -139,7 +208,14 @@ export const connect = (options: Options, metrics: DriverRetries) => {
   const timeout = Duration.toMillis(options.requestTimeout ?? "10 seconds")
   const within = Duration.toMillis(options.connectTimeout ?? "30 seconds")
   const attempt = Effect.suspend(() => {
-    const client = new driver.Client(clientOptions(options, timeout, metrics))
+    const balancing: InstanceType<typeof LoadBalancing> = new LoadBalancing({
+      getReplicas: replicasOf(
+        () => client,
+        () => balancing.localDc
+      )
+    })
+    const client: driver.Client = new driver.Client(clientOptions(options, timeout, metrics, balancing))
+    repairMetadata(client)
     return Effect.tryPromise({
       try: () => client.connect(),
       catch: (cause) => new CassandraError({ reason: explain(toReason(cause), options) })
