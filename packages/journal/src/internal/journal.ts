@@ -2,11 +2,11 @@
  * The operations of a journal over whatever stores its blocks: Cassandra, the memory of the process, or a simulation.
  */
 import type { CassandraError } from "@effect-cassandra/session/CassandraError"
-import { Duration, Effect, Option, Schedule, Scope, Semaphore, Stream } from "effect"
+import { Clock, Duration, Effect, Option, Schedule, Scope, Semaphore, Stream } from "effect"
 import type { Append, EntityKey, EventEnvelope, Journal, Loaded, Options, Position, Snapshot } from "../Journal.ts"
 import { AppendTooLarge, DataCorrupt, DataLost, JournalError, SettingsMismatch, StoreFailure } from "../JournalError.ts"
 import { decodeIndexRow, type Entry, encodeBody, payloadOf } from "./block.ts"
-import { isPartitionEnd, partitionOf, rowStart, ShardLog } from "./shardLog.ts"
+import { isPartitionEnd, type Limits, partitionOf, rowStart, ShardLog } from "./shardLog.ts"
 import type { Store, TypeRecord } from "./store.ts"
 
 const maxEventSize = 1024 * 1024
@@ -27,7 +27,7 @@ const hash = (text: string): number => {
 export const storeFailure = (cause: CassandraError) =>
   new JournalError({ reason: new StoreFailure({ message: cause.message, cause }) })
 
-export const makeJournal = Effect.fnUntraced(function* (store: Store, options: Options) {
+export const makeJournal = Effect.fnUntraced(function* (store: Store, options: Options, changed: Partial<Limits> = {}) {
   const shards = options.shards ?? 10
   const wanted: TypeRecord = {
     shards,
@@ -43,10 +43,13 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
       return yield* Effect.die(new RangeError(`${setting} is ${value}, it must be a whole number from 1 to ${max}`))
     }
   }
-  const limits = {
+  const clock = yield* Clock.Clock
+  const limits: Limits = {
     maxBlockEvents: Math.min(maxBlockEvents, wanted.bucketSize),
     maxBlockSize,
-    appendTimeoutMillis: Duration.toMillis(options.appendTimeout ?? "10 seconds")
+    appendTimeoutMillis: Duration.toMillis(options.appendTimeout ?? "10 seconds"),
+    rememberedEntities: 50_000,
+    ...changed
   }
   const maxPollMillis = Duration.toMillis(options.maxPollInterval ?? "1 second")
   // Closed after the finalizer below, which lets the logs finish what they have accepted.
@@ -89,7 +92,7 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
       logs.set(entityType, ofType)
       const present = ofType[shard]
       if (present !== undefined) return present
-      const log = new ShardLog(store, { entityType, shard }, record, limits)
+      const log = new ShardLog(store, { entityType, shard }, record, limits, clock)
       yield* log.start
       yield* Effect.forkIn(log.run, running)
       ofType[shard] = log

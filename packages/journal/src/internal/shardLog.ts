@@ -4,7 +4,7 @@
  */
 import type { CassandraError } from "@effect-cassandra/session/CassandraError"
 import driver from "cassandra-driver"
-import { Clock, Effect, Exit, Latch, Schedule } from "effect"
+import { type Clock, Effect, Exit, Latch, Random, Schedule } from "effect"
 import {
   ClockSkew,
   DataCorrupt,
@@ -26,6 +26,8 @@ export interface Limits {
   readonly maxBlockSize: number
   /** How long callers wait for an append before they hear that its outcome is unknown. */
   readonly appendTimeoutMillis: number
+  /** Entities whose last sequence number is remembered, twice at the most. */
+  readonly rememberedEntities: number
 }
 
 /** Events to append for one entity, each `body` being an encoded type and payload. */
@@ -68,8 +70,6 @@ const rowSize = 64 * 1024
 const partitionEvents = 10_000
 /** Blocks kept in memory for the readers of this process, by events. */
 const tailEvents = 2000
-/** Entities whose last sequence number is remembered, twice at the most. */
-const rememberedEntities = 50_000
 const unindexedEvents = 100_000
 const maxSkewMicros = 60_000_000
 const readBlockLimit = 32
@@ -128,6 +128,7 @@ export class ShardLog {
   readonly #store: Store
   readonly #record: TypeRecord
   readonly #limits: Limits
+  readonly #clock: Clock.Clock
 
   /** Whether the bucket of the next append already holds a block. */
   #bucketStarted = false
@@ -158,8 +159,9 @@ export class ShardLog {
   readonly #indexed = Latch.makeUnsafe(true)
   readonly #listeners = new Set<() => void>()
 
-  constructor(store: Store, log: LogId, record: TypeRecord, limits: Limits) {
+  constructor(store: Store, log: LogId, record: TypeRecord, limits: Limits, clock: Clock.Clock) {
     this.#store = store
+    this.#clock = clock
     this.log = log
     this.#record = record
     this.#limits = limits
@@ -172,7 +174,7 @@ export class ShardLog {
     return Effect.callback<Placed, JournalError>((resume) => {
       const refused = this.#refusal()
       if (refused !== undefined) return resume(Effect.fail(refused))
-      this.#pending.push({ since: Date.now(), request, resume })
+      this.#pending.push({ since: this.#clock.currentTimeMillisUnsafe(), request, resume })
       this.#wake.openUnsafe()
     })
   }
@@ -218,7 +220,7 @@ export class ShardLog {
   /** Looks once whether another process has appended, and follows; somebody else's look within `millis` serves too. */
   readonly poll = (millis: number): Effect.Effect<void, JournalError> =>
     Effect.suspend(() => {
-      const now = Date.now()
+      const now = this.#clock.currentTimeMillisUnsafe()
       if (now - this.#polled < millis) return Effect.void
       this.#polled = now
       return Effect.flatMap(
@@ -403,7 +405,7 @@ export class ShardLog {
   #commit(taken: ReadonlyArray<Pending>): Effect.Effect<boolean, JournalError> {
     const self = this
     return Effect.gen(function* () {
-      const now = (yield* Clock.currentTimeMillis) * 1000
+      const now = self.#clock.currentTimeMillisUnsafe() * 1000
       let stamp = Math.max(now, self.#lastStamp + stampStep) - stampStep
       const builder = new BlockBuilder()
       const placed: Array<Placed> = []
@@ -443,7 +445,7 @@ export class ShardLog {
           yield* self.#follow(outcome.head)
           self.#pending.unshift(...taken)
           // The winner goes on at once, so that the loser is the one to wait.
-          yield* Effect.sleep(Math.random() * 10)
+          yield* Effect.sleep((yield* Random.next) * 10)
           return false
         }
         case "NotExecuted": {
@@ -469,7 +471,7 @@ export class ShardLog {
   > {
     const self = this
     return Effect.gen(function* () {
-      const begin = Date.now()
+      const begin = self.#clock.currentTimeMillisUnsafe()
       let unknown = false
       let told = false
       for (let attempt = 0; ; attempt++) {
@@ -490,7 +492,7 @@ export class ShardLog {
         const error = yield* errorOf(exit)
         if (error.reason._tag === "OutcomeUnknown") unknown = true
         else if (!unknown) return { _tag: "NotExecuted", error } as const
-        if (!told && Date.now() - begin > self.#limits.appendTimeoutMillis) {
+        if (!told && self.#clock.currentTimeMillisUnsafe() - begin > self.#limits.appendTimeoutMillis) {
           told = true
           const { appendTimeoutMillis } = self.#limits
           self.#tellUnknown(
@@ -501,14 +503,14 @@ export class ShardLog {
         if (told) self.#failSyncs(storeFailure(error))
         self.#expire(error)
         yield* Effect.logWarning(`${self.#name}: an append is not answered, sending the same again: ${error.message}`)
-        yield* Effect.sleep(Math.min(2000, 50 * 2 ** attempt) * (0.5 + Math.random()))
+        yield* Effect.sleep(Math.min(2000, 50 * 2 ** attempt) * (0.5 + (yield* Random.next)))
       }
     })
   }
 
   /** Tells those who have waited too long behind an unanswered block that theirs was not stored. */
   #expire(error: CassandraError): void {
-    const oldest = Date.now() - this.#limits.appendTimeoutMillis
+    const oldest = this.#clock.currentTimeMillisUnsafe() - this.#limits.appendTimeoutMillis
     const expired = this.#pending.filter(({ since }) => since < oldest)
     if (expired.length === 0) return
     this.#pending = this.#pending.filter(({ since }) => since >= oldest)
@@ -546,7 +548,7 @@ export class ShardLog {
     this.#bucketStarted = this.bucketOf(block.from) === this.bucketOf(block.to)
     this.head = block.to
     this.#lastStamp = stamp
-    if (this.#last.size > rememberedEntities) {
+    if (this.#last.size > this.#limits.rememberedEntities) {
       this.#followedFrom = this.#olderThrough
       this.#lastOlder = this.#last
       this.#olderThrough = this.head
