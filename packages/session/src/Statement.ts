@@ -138,6 +138,8 @@ export class Identifier {
  */
 export const identifier = (name: string): Identifier => new Identifier(name)
 
+const isIdentifier = (arg: unknown) => arg instanceof Identifier
+
 const texts = new WeakMap<TemplateStringsArray, string>()
 
 /**
@@ -150,9 +152,12 @@ const texts = new WeakMap<TemplateStringsArray, string>()
  * ```
  */
 export const cql = <A = Row>(strings: TemplateStringsArray, ...args: ReadonlyArray<unknown>): Statement<A> => {
-  if (!args.some((arg) => arg instanceof Identifier)) {
-    const text = texts.get(strings) ?? strings.join("?")
-    texts.set(strings, text)
+  if (!args.some(isIdentifier)) {
+    let text = texts.get(strings)
+    if (text === undefined) {
+      text = strings.join("?")
+      texts.set(strings, text)
+    }
     return make(text, args)
   }
   let text = strings[0]!

@@ -214,7 +214,12 @@ export const connect = (options: Options, metrics: DriverRetries) => {
         () => balancing.localDc
       )
     })
-    const client: driver.Client = new driver.Client(clientOptions(options, timeout, metrics, balancing))
+    const client: driver.Client = new driver.Client({
+      ...clientOptions(options, timeout, metrics, balancing),
+      // The driver tells of each frame that it sends and receives, which costs as much as a fiftieth of a request.
+      logEmitter: (event: string, level: string, ...args: ReadonlyArray<unknown>) =>
+        level !== "verbose" && client.emit(event, level, ...args)
+    } as driver.DseClientOptions)
     repairMetadata(client)
     return Effect.tryPromise({
       try: () => client.connect(),
