@@ -8,8 +8,9 @@ import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { type SerialConsistency, make as statement } from "@effect-cassandra/session/Statement"
 import { Clock, Config, Context, type Duration, Effect, Layer, type Option, type Stream } from "effect"
 import { cassandraStore, tables } from "./internal/cassandraStore.ts"
-import { makeJournal, storeFailure } from "./internal/journal.ts"
+import { makeJournal } from "./internal/journal.ts"
 import { memoryStore } from "./internal/memoryStore.ts"
+import { storeFailure } from "./internal/shardLog.ts"
 import { ClockSkew, JournalError } from "./JournalError.ts"
 
 /** Settings of a journal. Those marked "recorded" are fixed when an entity type is first used. */

@@ -1,12 +1,11 @@
 /**
  * The operations of a journal over whatever stores its blocks: Cassandra, the memory of the process, or a simulation.
  */
-import type { CassandraError } from "@effect-cassandra/session/CassandraError"
 import { Clock, Duration, Effect, Option, Schedule, Scope, Semaphore, Stream } from "effect"
 import type { Append, EntityKey, EventEnvelope, Journal, Loaded, Options, Position, Snapshot } from "../Journal.ts"
-import { AppendTooLarge, DataCorrupt, DataLost, JournalError, SettingsMismatch, StoreFailure } from "../JournalError.ts"
+import { AppendTooLarge, DataCorrupt, DataLost, JournalError, SettingsMismatch } from "../JournalError.ts"
 import { decodeIndexRow, type Entry, encodeBody, payloadOf } from "./block.ts"
-import { isPartitionEnd, type Limits, partitionOf, rowStart, ShardLog } from "./shardLog.ts"
+import { closed, isPartitionEnd, type Limits, partitionOf, rowStart, ShardLog, storeFailure } from "./shardLog.ts"
 import type { Store, TypeRecord } from "./store.ts"
 
 const maxEventSize = 1024 * 1024
@@ -23,9 +22,6 @@ const hash = (text: string): number => {
   h = Math.imul(h ^ (h >>> 13), 0xc2b2ae35)
   return (h ^ (h >>> 16)) >>> 0
 }
-
-export const storeFailure = (cause: CassandraError) =>
-  new JournalError({ reason: new StoreFailure({ message: cause.message, cause }) })
 
 export const makeJournal = Effect.fnUntraced(function* (store: Store, options: Options, changed: Partial<Limits> = {}) {
   const shards = options.shards ?? 10
@@ -60,6 +56,7 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
   const logs = new Map<string, Array<ShardLog | undefined>>()
   const records = new Map<string, TypeRecord>()
   const starting = Semaphore.makeUnsafe(1)
+  let closing = false
 
   const recordOf = Effect.fnUntraced(function* (entityType: string) {
     const known = records.get(entityType)
@@ -94,6 +91,7 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
       if (present !== undefined) return present
       const log = new ShardLog(store, { entityType, shard }, record, limits, clock)
       yield* log.start
+      if (closing) return yield* closed()
       yield* Effect.forkIn(log.run, running)
       ofType[shard] = log
       return log
@@ -114,9 +112,10 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
     Effect.withTracerEnabled(false),
     Effect.forkIn(running)
   )
-  yield* Effect.addFinalizer(() =>
-    Effect.forEach(allLogs(), (log) => log.close, { concurrency: "unbounded", discard: true })
-  )
+  yield* Effect.addFinalizer(() => {
+    closing = true
+    return Effect.forEach(allLogs(), (log) => log.close, { concurrency: "unbounded", discard: true })
+  })
 
   // ---------------------------------------------------------------------------------------------- entities
 

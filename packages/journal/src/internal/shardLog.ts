@@ -82,8 +82,11 @@ const rowOf = (sequence: number): number => Math.floor((sequence - 1) / rowEvent
 export const rowStart = (sequence: number): number => rowOf(sequence) * rowEvents + 1
 export const isPartitionEnd = (sequence: number): boolean => sequence % partitionEvents === 0
 
-const storeFailure = (cause: CassandraError) =>
+export const storeFailure = (cause: CassandraError): JournalError =>
   new JournalError({ reason: new StoreFailure({ message: cause.message, cause }) })
+
+export const closed = (): JournalError =>
+  new JournalError({ reason: new JournalClosed({ message: "the journal is closing" }) })
 
 /** Groups the events of one entity into index rows. */
 const indexRows = (entityType: string, entityId: string, entries: ReadonlyArray<Entry>): Array<IndexRow> => {
@@ -246,9 +249,7 @@ export class ShardLog {
   }
 
   #refusal(): JournalError | undefined {
-    return this.#closing
-      ? new JournalError({ reason: new JournalClosed({ message: "the journal is closing" }) })
-      : this.#fatal
+    return this.#closing ? closed() : this.#fatal
   }
 
   // ------------------------------------------------------------------------------------------------ the loop
@@ -579,7 +580,13 @@ export class ShardLog {
         )
       )
       for (const resume of waiting) resume(Effect.void)
-    })
+    }).pipe(
+      Effect.onInterrupt(() =>
+        Effect.sync(() => {
+          for (const resume of waiting) resume(Effect.fail(closed()))
+        })
+      )
+    )
   }
 
   /** Follows up to the head of the current bucket, given as it was read at a serial consistency. */

@@ -1,0 +1,478 @@
+/**
+ * One history of some processes that share a log: what they ask of the journal is drawn from a seed, and so is what goes
+ * wrong. Everything is recorded, and each promise of PROTOCOL.md is then checked by itself.
+ */
+import { Cause, Effect, Exit, Option, Scope, Stream } from "effect"
+import { decodeBlock, type Entry } from "../../src/internal/block.ts"
+import { makeJournal } from "../../src/internal/journal.ts"
+import type { Limits } from "../../src/internal/shardLog.ts"
+import type { Store } from "../../src/internal/store.ts"
+import type { EventEnvelope, Journal, Loaded, Options, Position } from "../../src/Journal.ts"
+import type { JournalError } from "../../src/JournalError.ts"
+import { Cluster } from "./cluster.ts"
+import { Process, World } from "./world.ts"
+
+/** An error that can be built in, to see that it is found. */
+export type Planted =
+  | "an unknown append is settled by a read and sent again under a new id"
+  | "an expected sequence is checked without validThrough"
+  | "index rows are written with ordinary clocks"
+  | "a null head is taken for an empty shard"
+  | "a reader skips a gap"
+
+/** What an event of the simulation says: its own name, and that of the entity's event before it as the writer knew it. */
+interface Payload {
+  readonly id: string
+  readonly previous: string | undefined
+}
+
+interface Appended {
+  readonly entityId: string
+  readonly ids: ReadonlyArray<string>
+  /** No answer: the process died, or still waits. */
+  outcome: "stored" | "refused" | "unknown"
+  position: Position | undefined
+  end: number | undefined
+}
+
+/** An answer that rests on the newest state. */
+interface Looked {
+  readonly begin: number
+  readonly entityId: string | undefined
+  /** The sequence number, or the head. */
+  readonly value: number
+}
+
+interface Read {
+  readonly process: Process
+  readonly after: number
+  readonly events: Array<EventEnvelope>
+}
+
+/** What happened, and which promises were broken. */
+export interface Report {
+  readonly violations: ReadonlyArray<string>
+  readonly counts: Readonly<Record<string, number>>
+}
+
+const log = { entityType: "Simulated", shard: 0 }
+const entityType = log.entityType
+
+export const simulate = (seed: number, planted?: Planted): Report => {
+  const world = new World(seed)
+  const { chance } = world
+  const cluster = new Cluster(world)
+
+  // -------------------------------------------------------------------------------------------- this history
+
+  const loses = planted === "a null head is taken for an empty shard" || (planted === undefined && chance.happens(0.05))
+  const naive = planted === "a reader skips a gap"
+  const unchecked = planted === "an expected sequence is checked without validThrough"
+  const options: Options = {
+    shards: 1,
+    bucketSize: chance.of([2, 5, 20, 1000]),
+    appendTimeout: chance.of([300, 1000, 5000]),
+    indexInterval: chance.of([30, 200, 1000]),
+    maxPollInterval: chance.of([50, 1000])
+  }
+  const limits: Partial<Limits> = {
+    maxBlockEvents: Math.min(options.bucketSize!, chance.of([3, 2000])),
+    rememberedEntities: unchecked ? 1 : chance.of([1, 3, 50_000])
+  }
+  const entityIds = ["a", "b", "c", "d", "e"].slice(0, chance.int(1, 5))
+  const faults = loses
+    ? { unanswered: 0, refused: 0 }
+    : chance.of([
+        { unanswered: 0, refused: 0 },
+        { unanswered: 0.05, refused: 0.02 },
+        { unanswered: 0.3, refused: 0.05 }
+      ])
+  cluster.faults = faults
+
+  const appends: Array<Appended> = []
+  const looks: Array<Looked> = []
+  const loads: Array<{ readonly entityId: string; readonly loaded: Loaded }> = []
+  const reads: Array<Read> = []
+  const violations: Array<string> = []
+  const counts: Record<string, number> = {}
+  const count = (what: string) => {
+    counts[what] = (counts[what] ?? 0) + 1
+  }
+
+  /** What was agreed on, event by event. */
+  const truth = () => cluster.log(log).flatMap((block) => decodeBlock(block.events, block.offset, block.stamp))
+  const idOf = (event: { readonly payload?: unknown }) => (event.payload as Payload).id
+  const idsOf = (entityId: string) => truth().flatMap((entry) => (entry.entityId === entityId ? [idOf(entry)] : []))
+
+  // -------------------------------------------------------------------------------------------- what is asked
+
+  let lost = false
+
+  const note = <A>(what: string, effect: Effect.Effect<A, JournalError>, onOk: (value: A) => void) =>
+    Effect.map(Effect.exit(effect), (exit) => {
+      if (Exit.isSuccess(exit)) {
+        count(`${what}: ok`)
+        onOk(exit.value)
+        return undefined
+      }
+      const error = Cause.findErrorOption(exit.cause)
+      const tag = Option.isSome(error) ? error.value.reason._tag : "defect"
+      count(`${what}: ${tag}`)
+      if (!lost && /defect|DataCorrupt|DataLost/.test(tag)) violations.push(`${what}: ${Cause.pretty(exit.cause)}`)
+      return tag
+    })
+
+  /** A client of a process: some requests, one after the other. */
+  const client = (journal: Journal["Service"], name: string, steps: number) =>
+    Effect.gen(function* () {
+      const known = new Map<string, { readonly position: Position; readonly last: string | undefined }>()
+      for (let step = 0; step < steps; step++) {
+        yield* Effect.sleep(chance.next() * chance.of([2, 50, 400]))
+        const entityId = chance.of(entityIds)
+        const has = known.get(entityId)
+        const what = chance.next()
+        if (has === undefined || what < 0.1) {
+          yield* note("load", journal.load({ entityType, entityId }), (loaded) => {
+            loads.push({ entityId, loaded })
+            known.set(entityId, { position: loaded, last: idsIn(loaded).at(-1) })
+          })
+        } else if (what < 0.65) {
+          const { last, position } = has
+          const ids = Array.from({ length: chance.int(1, 3) }, (_, i) => `${name}-${step}-${i}`)
+          const appended: Appended = { entityId, ids, outcome: "unknown", position: undefined, end: undefined }
+          appends.push(appended)
+          const events = ids.map((id, i) => ({
+            type: "E",
+            payload: { id, previous: i === 0 ? last : ids[i - 1] } satisfies Payload
+          }))
+          const validThrough = unchecked
+            ? yield* Effect.orElseSucceed(journal.head(entityType, 0), () => position.validThrough)
+            : position.validThrough
+          const append = journal.append({ entityType, entityId, sequence: position.sequence, validThrough, events })
+          const tag = yield* note("append", append, (stored) => {
+            Object.assign(appended, { outcome: "stored", position: stored, end: world.now })
+            known.set(entityId, { position: stored, last: ids.at(-1) })
+          })
+          if (tag !== undefined) known.delete(entityId)
+          if (tag !== undefined && tag !== "OutcomeUnknown") appended.outcome = "refused"
+        } else if (what < 0.8) {
+          const begin = world.now
+          const tag = yield* note("confirm", journal.confirm({ entityType, entityId }, has.position), (position) => {
+            looks.push({ begin, entityId, value: position.sequence })
+            known.set(entityId, { position, last: has.last })
+          })
+          if (tag === "SequenceConflict") known.delete(entityId)
+        } else if (what < 0.9) {
+          const begin = world.now
+          yield* note("head", journal.head(entityType, 0), (value) => {
+            looks.push({ begin, entityId: undefined, value })
+          })
+        } else {
+          // The state of a simulated entity is the list of its events.
+          const { sequence, validThrough } = has.position
+          const state: State = { ids: idsOf(entityId).slice(0, sequence) }
+          const save = journal.saveSnapshot(
+            { entityType, entityId },
+            { sequence, validThrough, state },
+            Math.max(0, sequence - 3)
+          )
+          if (sequence > 0) yield* note("snapshot", save, () => {})
+        }
+      }
+    })
+
+  /** Reads from some offset on for as long as the process lives. */
+  const reader = (journal: Journal["Service"], read: Read) =>
+    Effect.suspend(() =>
+      Stream.runForEach(journal.events(entityType, 0, read.events.at(-1)?.offset ?? read.after), (event) =>
+        Effect.sync(() => read.events.push(event))
+      )
+    ).pipe(
+      Effect.tapError(({ message, reason }) =>
+        Effect.sync(() => {
+          count(`read: ${reason._tag}`)
+          if (!lost && /Data/.test(reason._tag)) violations.push(`read: ${message}`)
+        })
+      ),
+      Effect.retry({ while: ({ reason }) => reason._tag === "StoreFailure" }),
+      Effect.ignore
+    )
+
+  /** As somebody would write it who does not know that a read can miss a block and see the next. */
+  const naiveReader = (store: Store, read: Read) =>
+    Effect.gen(function* () {
+      for (;;) {
+        const position = read.events.at(-1)?.offset ?? read.after
+        for (const bucket of [0, 1]) {
+          const at = Math.floor(position / options.bucketSize!) + bucket
+          for (const block of yield* Effect.eventually(store.readBlocks(log, at, position, 100, false))) {
+            for (const entry of decodeBlock(block.events, block.offset, block.stamp)) {
+              read.events.push({ ...log, ...entry, payload: entry.payload })
+            }
+          }
+        }
+        yield* Effect.sleep(5)
+      }
+    })
+
+  // -------------------------------------------------------------------------------------------- processes
+
+  interface Running {
+    readonly process: Process
+    readonly scope: Scope.Closeable
+  }
+  let running: ReadonlyArray<Running> = []
+  /** By the process that does it. */
+  const jobs: Array<{ readonly process: Process; readonly what: string; done: boolean }> = []
+  let names = 0
+  /** Processes that are about to be started again. */
+  let starting = 0
+
+  const run = (process: Process, what: string, effect: Effect.Effect<unknown>) => {
+    const job = { process, what, done: false }
+    jobs.push(job)
+    process.run(effect, (exit) => {
+      job.done = true
+      if (Exit.isFailure(exit)) violations.push(`${what} of ${process.name} has a defect: ${Cause.pretty(exit.cause)}`)
+    })
+  }
+
+  const start = (use: (process: Process, journal: Journal["Service"], store: Store) => void) => {
+    const process = new Process(world, `p${++names}`, chance.of([0, 0, chance.int(-20_000, 20_000)]))
+    const store = sabotaged(planted, cluster.store(process, planted === "index rows are written with ordinary clocks"))
+    const scope = Scope.makeUnsafe()
+    run(
+      process,
+      "the start",
+      makeJournal(store, options, limits).pipe(
+        Effect.provideService(Scope.Scope, scope),
+        Effect.tap((journal) =>
+          Effect.sync(() => {
+            running = [...running, { process, scope }]
+            use(process, journal, store)
+          })
+        ),
+        Effect.orDie
+      )
+    )
+  }
+
+  const startWorking = () =>
+    start((process, journal, store) => {
+      for (let i = chance.int(1, 3); i > 0; i--) {
+        run(process, "a client", client(journal, `${process.name}.${i}`, chance.int(3, 12)))
+      }
+      if (naive || chance.happens(0.4)) {
+        const read: Read = { process, after: naive ? 0 : chance.of([0, 0, 3]), events: [] }
+        reads.push(read)
+        process.run(naive ? naiveReader(store, read) : reader(journal, read), () => {})
+      }
+    })
+
+  const nemesis = () => {
+    if (!raging) return
+    world.after(chance.int(100, 1500), nemesis)
+    if (running.length === 0) return
+    const { process, scope } = chance.of(running)
+    const what = chance.of(["kill", "pause", "pause", "close", "clock", "storm", "calm"] as const)
+    count(what)
+    switch (what) {
+      case "kill":
+      case "close":
+        running = running.filter((one) => one.process !== process)
+        if (what === "kill") process.alive = false
+        else run(process, "the end", Scope.close(scope, Exit.void))
+        starting++
+        world.after(chance.int(0, 500), () => {
+          starting--
+          startWorking()
+        })
+        break
+      case "pause":
+        process.pause(chance.int(50, 3000))
+        break
+      case "clock":
+        process.skew += chance.int(-5000, 5000)
+        break
+      case "storm":
+        cluster.faults = { unanswered: 0.7, refused: 0.1 }
+        break
+      case "calm":
+        cluster.faults = faults
+        break
+    }
+  }
+
+  // -------------------------------------------------------------------------------------------- the history
+
+  const patience = 600_000
+  const rest = (what: string) => {
+    const quiet = () => starting === 0 && jobs.every(({ done, process }) => done || !process.alive)
+    if (!world.runUntil(quiet, patience)) {
+      const open = jobs.filter(({ done, process }) => !done && process.alive)
+      violations.push(`no end after ${what}: ${open.map((job) => `${job.what} of ${job.process.name}`)}`)
+    }
+  }
+
+  for (let i = chance.of([1, 1, 2, 3]); i > 0; i--) startWorking()
+  let raging = !loses && chance.happens(0.75)
+  world.after(chance.int(20, 300), nemesis)
+  world.runUntil(() => false, chance.int(500, 5000))
+  raging = false
+  cluster.faults = { unanswered: 0, refused: 0 }
+  rest("requests after the last fault")
+  // By then nothing of a dead process waits in a coordinator.
+  world.runUntil(() => false, 6000)
+
+  if (loses) {
+    lost = truth().length > 0
+    const before = appends.length
+    if (lost) cluster.loseLogs()
+    startWorking()
+    rest("requests after a loss of data")
+    const places = appends.flatMap(({ position }) => (position === undefined ? [] : [position.validThrough]))
+    if (new Set(places).size < places.length) violations.push("an offset was given out twice after the log was lost")
+    if (lost) count("loss of data")
+    count(`appends after a loss of data: ${appends.length > before ? "some" : "none"}`)
+    return { violations, counts: { ...counts, ...cluster.fates } }
+  }
+
+  const final = truth()
+  const caughtUp = () =>
+    reads.every(
+      ({ after, events, process }) =>
+        !running.some((one) => one.process === process) || (events.at(-1)?.offset ?? after) >= final.length
+    )
+  if (!world.runUntil(caughtUp, patience)) violations.push("a reader does not reach the head")
+
+  start((process, journal) =>
+    run(
+      process,
+      "a look from outside",
+      Effect.gen(function* () {
+        for (const entityId of entityIds) {
+          const loaded = yield* journal.load({ entityType, entityId })
+          loads.push({ entityId, loaded })
+          if (loaded.sequence !== idsOf(entityId).length) {
+            violations.push(`"${entityId}" has ${idsOf(entityId).length} events, ${loaded.sequence} are loaded`)
+          }
+        }
+        looks.push({ begin: world.now, entityId: undefined, value: yield* journal.head(entityType, 0) })
+        const events = yield* Stream.runCollect(journal.currentEvents(entityType, 0, 0))
+        reads.push({ process, after: 0, events: [...events] })
+        if (events.length !== final.length) violations.push(`${events.length} of ${final.length} events are read`)
+      }).pipe(Effect.orDie)
+    )
+  )
+  rest("a look from outside")
+
+  // -------------------------------------------------------------------------------------------- the promises
+
+  const byId = new Map<string, Array<Entry>>()
+  for (const entry of final) byId.set(idOf(entry), [...(byId.get(idOf(entry)) ?? []), entry])
+
+  for (const { entityId, ids, outcome, position } of appends) {
+    const found = ids.map((id) => byId.get(id)?.length ?? 0)
+    if (outcome === "stored") {
+      if (found.some((n) => n !== 1)) violations.push(`acknowledged ${ids} of "${entityId}" are there ${found} times`)
+      const last = byId.get(ids.at(-1)!)?.[0]
+      if (last !== undefined && (last.offset !== position!.validThrough || last.sequence !== position!.sequence)) {
+        violations.push(`acknowledged ${ids} stand at ${last.offset}, not at ${position!.validThrough}`)
+      }
+    } else if (outcome === "refused") {
+      if (found.some((n) => n > 0)) violations.push(`refused ${ids} of "${entityId}" are there ${found} times`)
+    } else if (found.some((n) => n > 1 || n !== found[0])) {
+      violations.push(`${ids} of unknown outcome are there ${found} times`)
+    }
+  }
+
+  final.forEach((entry, i) => {
+    if (entry.offset !== i + 1) violations.push(`offset ${entry.offset} follows ${i}`)
+    if (i > 0 && entry.stamp < final[i - 1]!.stamp + 10)
+      violations.push(`stamp ${entry.stamp} at offset ${entry.offset}`)
+  })
+
+  for (const entityId of entityIds) {
+    const own = final.filter((entry) => entry.entityId === entityId)
+    own.forEach((entry, i) => {
+      if (entry.sequence !== i + 1) violations.push(`event ${entry.sequence} of "${entityId}" follows ${i}`)
+      const { previous } = entry.payload as Payload
+      const before = i === 0 ? undefined : idOf(own[i - 1]!)
+      if (previous !== before) violations.push(`${idOf(entry)} was decided after ${previous}, and follows ${before}`)
+    })
+  }
+
+  for (const { entityId, loaded } of loads) {
+    const ids = idsIn(loaded)
+    const own = final.filter((entry) => entry.entityId === entityId)
+    if (ids.length !== loaded.sequence || ids.some((id, i) => idOf(own[i] ?? { payload: {} }) !== id)) {
+      violations.push(`"${entityId}" was loaded as ${ids}, and is ${own.map(idOf)}`)
+    }
+    const through = own.filter(({ offset }) => offset <= loaded.validThrough).length
+    if (through !== loaded.sequence) {
+      violations.push(
+        `"${entityId}" was loaded to ${loaded.sequence}, and has ${through} through ${loaded.validThrough}`
+      )
+    }
+  }
+
+  for (const { begin, entityId, value } of looks) {
+    for (const append of appends) {
+      if (append.end === undefined || append.end >= begin) continue
+      if (entityId !== undefined && append.entityId !== entityId) continue
+      const { sequence, validThrough } = append.position!
+      const acknowledged = entityId === undefined ? validThrough : sequence
+      if (acknowledged > value)
+        violations.push(`a look at ${entityId ?? "the head"} gave ${value} after ${acknowledged}`)
+    }
+  }
+
+  for (const { after, events } of reads) {
+    events.forEach((event, i) => {
+      const entry = final[after + i]
+      if (event.offset !== entry?.offset || idOf(event) !== idOf(entry)) {
+        violations.push(`a reader got ${event.offset} ${idOf(event)} in the place of ${after + i + 1}`)
+      }
+    })
+  }
+
+  return { violations, counts: { ...counts, ...cluster.fates } }
+}
+
+interface State {
+  readonly ids: ReadonlyArray<string>
+}
+
+/** The events of an entity as they were loaded, by their names. */
+const idsIn = ({ events, snapshot }: Loaded): ReadonlyArray<string> => [
+  ...(Option.isSome(snapshot) ? (snapshot.value.state as State).ids : []),
+  ...events.map(({ payload }) => (payload as Payload).id)
+]
+
+const sabotaged = (planted: Planted | undefined, store: Store): Store => {
+  switch (planted) {
+    case "an unknown append is settled by a read and sent again under a new id":
+      return {
+        ...store,
+        appendBlock: (of, block) =>
+          Effect.catch(store.appendBlock(of, block), (error) =>
+            Effect.gen(function* () {
+              if (error.reason._tag !== "OutcomeUnknown") return yield* error
+              const blocks = yield* Effect.eventually(store.readBlocks(of, block.bucket, block.offset - 1, 1, true))
+              if (blocks[0]?.blockId === block.blockId) return { applied: true } as const
+              return yield* store.appendBlock(of, { ...block, blockId: `${block.blockId}-again` })
+            })
+          )
+      }
+    case "a null head is taken for an empty shard":
+      return {
+        ...store,
+        readWatermark: (of, epoch) =>
+          Effect.flatMap(store.readHead(of, 0, true), (head) =>
+            head === null ? Effect.succeed(0) : store.readWatermark(of, epoch)
+          )
+      }
+    default:
+      return store
+  }
+}
