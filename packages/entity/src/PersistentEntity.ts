@@ -251,7 +251,7 @@ const run = Effect.fnUntraced(function* <State, Event extends EventSchema, R>(
         const message = `event ${sequence} of ${entityType} "${entityId}" is a ${type}: ${event.failure}`
         return yield* fail(new UndecodableEvent({ entityType, entityId, eventType: type, sequence, message }))
       }
-      state = behavior.apply(state, event.success as Event["Type"])
+      for (const one of event.success) state = behavior.apply(state, one as Event["Type"])
     }
     return { state, sequence: stored.sequence, validThrough: stored.validThrough }
   })

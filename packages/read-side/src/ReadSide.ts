@@ -9,7 +9,7 @@ import { type EventEnvelope, Journal } from "@effect-cassandra/journal/Journal"
 import type { JournalError } from "@effect-cassandra/journal/JournalError"
 import type { CassandraError } from "@effect-cassandra/session/CassandraError"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
-import { make as statement } from "@effect-cassandra/session/Statement"
+import { type Statement, make as statement } from "@effect-cassandra/session/Statement"
 import { Context, Duration, Effect, Layer, Result, Schedule, Stream } from "effect"
 import { type Write, Writer } from "./internal/writer.ts"
 import type { Processor } from "./Processor.ts"
@@ -91,30 +91,30 @@ const journalFailure = (cause: JournalError) => error(new JournalFailure({ messa
 
 /** The statements of a processor for an event. */
 const makeHandle = ({ definition, name }: Processor, writer: Writer) => {
-  const codec = makeEventCodec(definition.events)
+  const codec = makeEventCodec(definition.events, { only: Object.keys(definition.handlers) })
   for (const tag of Object.keys(definition.handlers)) {
     if (!codec.types.includes(tag))
       throw new Error(`processor "${name}" has a handler for ${tag}, which is not among its events`)
   }
   return (envelope: EventEnvelope): Result.Result<ReadonlyArray<Write>, ReadSideError> => {
     const { entityId, offset, payload, shard, type } = envelope
-    const handler = definition.handlers[type]
-    if (handler === undefined) return Result.succeed([])
-    const event = codec.decode(type, payload)
-    if (Result.isFailure(event)) {
-      const message = `event ${envelope.sequence} of ${envelope.entityType} "${entityId}" is a ${type}, for processor "${name}": ${event.failure}`
+    const events = codec.decode(type, payload)
+    if (Result.isFailure(events)) {
+      const message = `event ${envelope.sequence} of ${envelope.entityType} "${entityId}" is a ${type}, for processor "${name}": ${events.failure}`
       return Result.fail(
         error(new UndecodableEvent({ processor: name, entityId, eventType: type, shard, offset, message }))
       )
     }
-    let given: ReturnType<typeof handler>
-    try {
-      given = handler(event.success, envelope)
-    } catch (cause) {
-      const message = `the handler for ${type} of processor "${name}" threw at "${entityId}": ${cause}`
-      return Result.fail(error(new HandlerFailure({ processor: name, entityId, eventType: type, message, cause })))
+    const statements: Array<Statement<unknown>> = []
+    for (const event of events.success) {
+      try {
+        const given = definition.handlers[event._tag]!(event, envelope)
+        statements.push(...(Array.isArray(given) ? given : [given]))
+      } catch (cause) {
+        const message = `the handler for ${event._tag} of processor "${name}" threw at "${entityId}": ${cause}`
+        return Result.fail(error(new HandlerFailure({ processor: name, entityId, eventType: type, message, cause })))
+      }
     }
-    const statements = Array.isArray(given) ? given : [given]
     const refused = (text: string, why: string) =>
       Result.fail(
         error(
@@ -127,7 +127,7 @@ const makeHandle = ({ definition, name }: Processor, writer: Writer) => {
       )
     if (statements.length > maxStatements) {
       return refused(
-        statements[0].text,
+        statements[0]!.text,
         `it gave ${statements.length} statements for one event, ${maxStatements} is the most`
       )
     }
