@@ -18,8 +18,11 @@ export interface Options {
 
 /** A task was not run, or failed. */
 export class BlockingPoolError extends Schema.TaggedError<BlockingPoolError>()("BlockingPoolError", {
-  /** `Overloaded`: too many tasks wait. `NoSuchTask`: the module exports no such function. `Failed`: the task threw. */
-  reason: Schema.Literals(["Overloaded", "NoSuchTask", "Failed"]),
+  /**
+   * `InvalidOptions`: the pool cannot be made so. `Overloaded`: too many tasks wait. `Closed`: the scope of the pool ended.
+   * `NoSuchTask`: the module exports no such function. `Failed`: the task threw.
+   */
+  reason: Schema.Literals(["InvalidOptions", "Overloaded", "Closed", "NoSuchTask", "Failed"]),
   message: Schema.String,
   cause: Schema.Defect()
 }) {}
@@ -51,9 +54,18 @@ export interface BlockingPool<T extends Tasks> {
  */
 export const make = Effect.fnUntraced(function* <T extends Tasks>(
   options: Options
-): Effect.fn.Return<BlockingPool<T>, never, Scope.Scope> {
+): Effect.fn.Return<BlockingPool<T>, BlockingPoolError, Scope.Scope> {
   const threads = options.threads ?? 2
   const maxQueued = options.maxQueued ?? 1000
+  for (const [name, value, least] of [
+    ["threads", threads, 1],
+    ["maxQueued", maxQueued, 0]
+  ] as const) {
+    if (Number.isInteger(value) && value >= least) continue
+    const message = `${name} is ${value}: it must be a whole number of at least ${least}`
+    return yield* new BlockingPoolError({ reason: "InvalidOptions", message, cause: undefined })
+  }
+  let closed = false
   const pool = yield* Effect.acquireRelease(
     Effect.sync(
       () =>
@@ -66,7 +78,11 @@ export const make = Effect.fnUntraced(function* <T extends Tasks>(
           maxThreads: threads
         })
     ),
-    (pool) => Effect.promise(() => pool.destroy())
+    (pool) =>
+      Effect.promise(() => {
+        closed = true
+        return pool.destroy()
+      })
   )
   const module = options.module.href
   const context = yield* Effect.contextWith((context: Context.Context<never>) =>
@@ -101,6 +117,10 @@ export const make = Effect.fnUntraced(function* <T extends Tasks>(
           const message = `${maxQueued} tasks wait for ${threads} threads: try "${name}" later, or raise maxQueued or threads`
           return resume(Effect.fail(new BlockingPoolError({ reason: "Overloaded", message, cause: undefined })))
         }
+        if (closed) {
+          const message = `the pool was closed before "${name}" could run`
+          return resume(Effect.fail(new BlockingPoolError({ reason: "Closed", message, cause: undefined })))
+        }
         tasks++
         pool.run({ module, name, args }, { signal }).then(
           (result) => {
@@ -111,8 +131,12 @@ export const make = Effect.fnUntraced(function* <T extends Tasks>(
             tasks--
             const text = cause instanceof Error ? cause.message : String(cause)
             const isMissing = text === `no such task: ${name}`
-            const message = isMissing ? `${module} exports no function "${name}"` : `task "${name}" failed: ${text}`
-            resume(Effect.fail(new BlockingPoolError({ reason: isMissing ? "NoSuchTask" : "Failed", message, cause })))
+            const [reason, message] = isMissing
+              ? (["NoSuchTask", `${module} exports no function "${name}"`] as const)
+              : closed
+                ? (["Closed", `the pool was closed while "${name}" ran`] as const)
+                : (["Failed", `task "${name}" failed: ${text}`] as const)
+            resume(Effect.fail(new BlockingPoolError({ reason, message, cause })))
           }
         )
       })

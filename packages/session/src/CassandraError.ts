@@ -55,6 +55,11 @@ export class InvalidStatement extends Schema.TaggedError<InvalidStatement>()("In
   readonly isRetryable = false
 }
 
+/** The session was closed, and the statement was not executed. */
+export class SessionClosed extends Schema.TaggedError<SessionClosed>()("SessionClosed", Fields) {
+  readonly isRetryable = false
+}
+
 /** The table, type or keyspace to create exists. */
 export class AlreadyExists extends Schema.TaggedError<AlreadyExists>()("AlreadyExists", {
   ...Fields,
@@ -158,6 +163,11 @@ export class OutcomeUnknown extends Schema.TaggedError<OutcomeUnknown>()("Outcom
   readonly isRetryable = false
 }
 
+/** Anything else, as what a function given to `use` threw. */
+export class UnknownError extends Schema.TaggedError<UnknownError>()("UnknownError", Fields) {
+  readonly isRetryable = false
+}
+
 /** Why a request failed. */
 export const Reason = Schema.Union([
   InvalidOptions,
@@ -173,6 +183,7 @@ export const Reason = Schema.Union([
   BatchTooLarge,
   UnexpectedRows,
   RowMismatch,
+  SessionClosed,
   Overloaded,
   Unavailable,
   ReadTimeout,
@@ -180,7 +191,8 @@ export const Reason = Schema.Union([
   RequestTimeout,
   ConnectionLost,
   ServerFailure,
-  OutcomeUnknown
+  OutcomeUnknown,
+  UnknownError
 ])
 
 /** Why a request failed. */

@@ -14,11 +14,12 @@ import {
   type Schedule,
   type Stream
 } from "effect"
-import type { CassandraError } from "./CassandraError.ts"
-import { connect, DriverRetries, validate } from "./internal/client.ts"
+import { CassandraError, InvalidOptions } from "./CassandraError.ts"
+import { connect, DriverRetries, localDataCenterOf } from "./internal/client.ts"
 import { config as optionsConfig } from "./internal/config.ts"
 import { open as openKeyspace } from "./internal/keyspace.ts"
 import { makeOperations } from "./internal/operations.ts"
+import { problemOfSession, withDefaults } from "./internal/options.ts"
 import { driverTransport } from "./internal/requests.ts"
 import type { Consistency, Row, SerialConsistency, Statement, Options as StatementOptions } from "./Statement.ts"
 
@@ -86,7 +87,7 @@ export const config: Config.Config<Options> = optionsConfig
 /** What became of a conditional write: it was applied, or `current` holds the columns of its condition as they are. */
 export type Applied<A> = { readonly applied: true } | { readonly applied: false; readonly current: Partial<A> }
 
-/** Settings of a batch. */
+/** Settings of a batch; what is absent is as its statements have it, which must agree on it. */
 export interface BatchOptions {
   /** Default: `"logged"`, all or nothing also over several partitions. */
   readonly type?: "logged" | "unlogged" | "counter"
@@ -104,8 +105,11 @@ export interface BatchOptions {
 /** One page of rows with all that the server said. */
 export interface RawResult<A> {
   readonly rows: ReadonlyArray<A>
-  /** Whether more pages follow; `stream` and `execute` give them all. */
-  readonly hasMore: boolean
+  /**
+   * Where the next page begins, for the `pageState` of the same statement; undefined when there is none. `stream` and
+   * `execute` give all pages by themselves.
+   */
+  readonly pageState: string | undefined
   /** Address of the node that coordinated the request. */
   readonly coordinator: string
   /** In `system_traces.sessions`, for a statement with `trace`. */
@@ -206,10 +210,14 @@ export class CassandraSession extends Context.Service<
  * Opens a session; it is closed with the scope.
  */
 export const make = Effect.fnUntraced(function* (options: Options) {
-  yield* validate(options)
+  const problem = problemOfSession(options)
+  if (problem !== undefined) {
+    return yield* new CassandraError({ reason: new InvalidOptions({ message: problem, cause: undefined }) })
+  }
+  const settings = withDefaults(options)
   const retries = new DriverRetries()
-  const client = yield* connect(options, retries)
-  const session = makeOperations(options, yield* driverTransport(options, client, retries))
-  yield* openKeyspace(session, options)
+  const client = yield* connect(settings, retries)
+  const session = makeOperations(settings, yield* driverTransport(settings, client, retries))
+  yield* openKeyspace(session, { ...settings, localDataCenter: localDataCenterOf(client) })
   return CassandraSession.of(session)
 })

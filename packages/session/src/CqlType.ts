@@ -215,8 +215,28 @@ export const tuple = <const Elements extends ReadonlyArray<Schema.Codec<any, any
   ) as any
 }
 
-/** A user-defined type, frozen or not: object. */
-export const udt = Schema.Struct
+/**
+ * A user-defined type, frozen or not: object. A field that was added to the type later, and is missing in what was written
+ * before, is null.
+ */
+export const udt = <const Fields extends Readonly<Record<string, Schema.Codec<any, any>>>>(
+  fields: Fields
+): Schema.Codec<
+  { readonly [K in keyof Fields]: Fields[K]["Type"] },
+  { readonly [K in keyof Fields]: Fields[K]["Encoded"] }
+> => {
+  const struct = Schema.Struct(fields)
+  const names = Object.keys(fields)
+  return Schema.Record(Schema.String, Schema.Any).pipe(
+    Schema.decodeTo(
+      struct,
+      SchemaTransformation.transform({
+        decode: (value): any => Object.fromEntries(names.map((name) => [name, value[name] ?? null])),
+        encode: (value) => value as Readonly<Record<string, any>>
+      })
+    )
+  ) as any
+}
 
 /** `vector<A, n>`: array of `n` elements. */
 export const vector = <A, I>(

@@ -35,7 +35,7 @@ const warn = ({ duration, span, stack }: Report) =>
 export const layer = (options: Options = {}): Layer.Layer<never> =>
   Layer.effectDiscard(
     Effect.gen(function* () {
-      const threshold = Duration.toMillis(options.threshold ?? "100 millis")
+      const threshold = Math.max(1, Duration.toMillis(options.threshold ?? "100 millis"))
       const run = Effect.runForkWith(yield* Effect.context<never>())
       const beats = new Int32Array(new SharedArrayBuffer(4))
       const period = Math.max(1, threshold / 4)
@@ -48,9 +48,11 @@ export const layer = (options: Options = {}): Layer.Layer<never> =>
               import.meta.url.endsWith(".ts") ? "./internal/watcher.ts" : "./internal/watcher.js",
               import.meta.url
             ),
-            { workerData: { beats, period, threshold }, execArgv: process.execArgv }
+            // Without the flags of the process, some of which a thread refuses, as --max-old-space-size.
+            { workerData: { beats, period, threshold }, execArgv: [] }
           )
           worker.unref()
+          worker.on("error", (cause) => run(Effect.logWarning("the watch of the event loop ended", cause)))
           worker.on("message", ({ millis, span, stack }) =>
             run((options.onHeld ?? warn)({ duration: Duration.millis(millis), span, stack }))
           )

@@ -2,8 +2,9 @@
  * The verbs of Lagom's CassandraSession, for those who come from it. Each is one line over what `CassandraSession` offers.
  */
 import { Effect, type Option, type Stream } from "effect"
-import type { CassandraError } from "./CassandraError.ts"
+import { CassandraError, InvalidStatement } from "./CassandraError.ts"
 import { type BatchOptions, CassandraSession } from "./CassandraSession.ts"
+import { textInfo } from "./internal/text.ts"
 import { make, type Row, type Statement } from "./Statement.ts"
 
 type Query<A> = readonly [statement: Statement<A>] | readonly [text: string, ...params: ReadonlyArray<unknown>]
@@ -25,9 +26,15 @@ export const selectOne = <A = Row>(
   ...query: Query<A>
 ): Effect.Effect<Option.Option<A>, CassandraError, CassandraSession> => statementOf(query).first
 
-/** Executes an INSERT, UPDATE or DELETE. */
+/** Executes an INSERT, UPDATE or DELETE. One with an IF is refused, as its outcome would be lost: run it by `applied`. */
 export const executeWrite = (...query: Query<unknown>): Effect.Effect<void, CassandraError, CassandraSession> =>
-  Effect.asVoid(statementOf(query))
+  Effect.suspend((): Effect.Effect<unknown, CassandraError, CassandraSession> => {
+    const statement = statementOf(query)
+    const { isConditional, redacted } = textInfo(statement.text)
+    if (!isConditional) return statement
+    const message = `"${redacted}" has an IF, whose outcome would be lost: run it by \`applied\``
+    return new CassandraError({ reason: new InvalidStatement({ message, cause: undefined }) })
+  }).pipe(Effect.asVoid)
 
 /** Executes several writes as one request. */
 export const executeWriteBatch = (

@@ -17,6 +17,7 @@ import {
 import { dual } from "effect/Function"
 import { CassandraError, RowMismatch } from "./CassandraError.ts"
 import type { Applied, CassandraSession, RawResult } from "./CassandraSession.ts"
+import { textInfo } from "./internal/text.ts"
 
 /** How many replicas must answer. `SERIAL` and `LOCAL_SERIAL` are for reads that must see every conditional write. */
 export type Consistency =
@@ -43,6 +44,8 @@ export interface Options {
   readonly idempotent?: boolean
   /** Rows per page. */
   readonly pageSize?: number
+  /** Where to go on, as `raw` gave it: for a list that is read page by page over several requests of a user. */
+  readonly pageState?: string
   /** Write timestamp in microseconds since the epoch. */
   readonly timestamp?: number
   /** Time to live of what an INSERT or UPDATE writes, in whole seconds; the text gets a `USING TTL`. */
@@ -84,6 +87,8 @@ const Session = Context.Service<CassandraSession, CassandraSession["Service"]>(
   "@effect-cassandra/session/CassandraSession"
 )
 
+const none: Options = {}
+
 class StatementImpl<A>
   extends Effectable.Class<ReadonlyArray<A>, CassandraError, CassandraSession>
   implements Statement<A>
@@ -122,13 +127,18 @@ class StatementImpl<A>
 /**
  * A statement from text with one `?` for each value.
  */
-export const make = <A = Row>(text: string, params: ReadonlyArray<unknown> = [], options: Options = {}): Statement<A> =>
-  new StatementImpl<A>(text, params, options, undefined)
+export const make = <A = Row>(
+  text: string,
+  params: ReadonlyArray<unknown> = [],
+  options: Options = none
+): Statement<A> => new StatementImpl<A>(text, params, options, undefined)
 
 /** The name of a keyspace, table or column, for a place where no value can be bound. */
 export class Identifier {
   readonly quoted: string
   constructor(name: string) {
+    if (typeof name !== "string" || name === "")
+      throw new TypeError(`the name of an identifier is ${String(name) || "empty"}`)
     this.quoted = `"${name.replaceAll('"', '""')}"`
   }
 }
@@ -205,7 +215,7 @@ export const withSchema: {
   const decode = SchemaParser.decodeUnknownResult(schema)
   return new StatementImpl<A>(self.text, self.params, self.options, (row) =>
     Result.mapError(decode(row), (issue) => {
-      const message = `a row of "${self.text}" does not fit its schema: ${describe(issue)}`
+      const message = `a row of "${textInfo(self.text).redacted}" does not fit its schema: ${describe(issue)}`
       return new CassandraError({ reason: new RowMismatch({ message, cause: undefined }) })
     })
   )

@@ -5,13 +5,14 @@ import { Context, Effect, Layer } from "effect"
 import { CassandraError, InvalidStatement } from "./CassandraError.ts"
 import { type Applied, CassandraSession } from "./CassandraSession.ts"
 import { type Carriage, makeOperations, type Page, type Query } from "./internal/operations.ts"
+import { withDefaults } from "./internal/options.ts"
 import type { Row } from "./Statement.ts"
 
 /** A statement as it would have been sent. */
 export interface Recorded {
   readonly text: string
   readonly params: ReadonlyArray<unknown>
-  /** Whether it went by `applied` or `appliedBatch`. */
+  /** Whether it has an IF, or is of a batch in which one has. */
   readonly conditional: boolean
   /** Statements of one batch have the same number. */
   readonly batch: number | undefined
@@ -72,36 +73,33 @@ export class TestSession extends Context.Service<
           conditional,
           batch
         })
-        const session = makeOperations(
-          { keyspace: "test" },
-          {
-            execute: (query, _options, how, onPage) =>
-              Effect.flatMap(
-                Effect.suspend(() => give(recorded(query, how))),
-                (rows) => onPage(page(rows))
-              ),
-            batch: (queries, _options, how, onPage) =>
-              Effect.flatMap(
-                Effect.suspend(() => {
-                  const batch = ++batches
-                  return Effect.forEach(queries, (query) => give(recorded(query, how, batch)))
-                }),
-                (rows) => onPage(page(rows.find((answers) => answers.length > 0) ?? []))
-              ),
-            prepare: () => Effect.succeed({}),
-            use: () =>
-              Effect.fail(
-                new CassandraError({
-                  reason: new InvalidStatement({
-                    message: "a TestSession has no client of the driver: test what calls `use` with a real Cassandra",
-                    cause: undefined
-                  })
+        const session = makeOperations(withDefaults({ keyspace: "test" }), {
+          execute: (query, _options, how, onPage) =>
+            Effect.flatMap(
+              Effect.suspend(() => give(recorded(query, how))),
+              (rows) => onPage(page(rows))
+            ),
+          batch: (_options, how, onPage) =>
+            Effect.flatMap(
+              Effect.suspend(() => {
+                const batch = ++batches
+                return Effect.forEach(how.queries, (query) => give(recorded(query, how, batch)))
+              }),
+              (rows) => onPage(page(rows.find((answers) => answers.length > 0) ?? []))
+            ),
+          prepare: () => Effect.succeed({}),
+          use: () =>
+            Effect.fail(
+              new CassandraError({
+                reason: new InvalidStatement({
+                  message: "a TestSession has no client of the driver: test what calls `use` with a real Cassandra",
+                  cause: undefined
                 })
-              ),
-            state: () => ({ hosts: [], inFlight: 0, queued: 0 }),
-            onSpeculative: () => {}
-          }
-        )
+              })
+            ),
+          state: () => ({ hosts: [], inFlight: 0, queued: 0 }),
+          onSpeculative: () => {}
+        })
         return Context.make(CassandraSession, {
           ...session,
           createTables: () => Effect.void,

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Deferred, Duration, Effect, Fiber, Metric, Schedule } from "effect"
+import { Deferred, Duration, Effect, Exit, Fiber, Metric, Scope } from "effect"
 import * as BlockingPool from "../src/BlockingPool.ts"
 import * as EventLoopWatch from "../src/EventLoopWatch.ts"
 
@@ -74,6 +74,35 @@ describe("BlockingPool", () => {
   )
 })
 
+describe("a pool that cannot be", () => {
+  it.live("says which setting makes no sense", () =>
+    Effect.gen(function* () {
+      for (const [wrong, message] of [
+        [{ threads: 0 }, /threads is 0: it must be a whole number of at least 1/],
+        [{ threads: Number.NaN }, /threads is NaN/],
+        [{ maxQueued: -1 }, /maxQueued is -1/]
+      ] as const) {
+        const error = yield* Effect.flip(pool(wrong))
+        assert.strictEqual(error.reason, "InvalidOptions")
+        assert.match(error.message, message)
+      }
+    })
+  )
+
+  it.live("ends what it runs when it is closed, and starts no thread again", () =>
+    Effect.gen(function* () {
+      const scope = yield* Scope.make()
+      const { run } = yield* Scope.provide(pool({ threads: 1 }), scope)
+      yield* run("thread")
+      const running = yield* Effect.forkChild(Effect.flip(run("forever")), { startImmediately: true })
+      yield* Scope.close(scope, Exit.void)
+      assert.strictEqual((yield* Fiber.join(running)).reason, "Closed")
+      const late = yield* Effect.flip(run("add", 1, 2))
+      assert.strictEqual(late.reason, "Closed")
+    })
+  )
+})
+
 describe("EventLoopWatch", () => {
   const block = (millis: number) =>
     Effect.sync(function holdTheLoop() {
@@ -85,13 +114,15 @@ describe("EventLoopWatch", () => {
     Effect.gen(function* () {
       const reported = yield* Deferred.make<EventLoopWatch.Report>()
       yield* Effect.gen(function* () {
-        // The thread needs a moment to start watching.
-        yield* Effect.repeat(
-          block(300).pipe(Effect.withSpan("hash a password"), Effect.andThen(Effect.sleep("100 millis"))),
-          {
-            until: () => Deferred.isDoneUnsafe(reported),
-            schedule: Schedule.recurs(20)
-          }
+        // The thread needs a moment to start watching, and to look, on a machine that is busy with other tests.
+        let millis = 300
+        yield* Effect.suspend(() => {
+          millis += 100
+          return block(millis)
+        }).pipe(
+          Effect.withSpan("hash a password"),
+          Effect.andThen(Effect.sleep("100 millis")),
+          Effect.repeat({ until: () => Deferred.isDoneUnsafe(reported) })
         )
         const { duration, span, stack } = yield* Deferred.await(reported)
         assert.isAbove(Duration.toMillis(duration), 200)
@@ -111,6 +142,14 @@ describe("EventLoopWatch", () => {
         )
       )
     })
+  )
+
+  it.live("starts in a process with flags that a thread does not take", () =>
+    Effect.gen(function* () {
+      process.execArgv.push("--max-old-space-size=512")
+      yield* Effect.addFinalizer(() => Effect.sync(() => void process.execArgv.pop()))
+      yield* Effect.void.pipe(Effect.provide(EventLoopWatch.layer()))
+    }).pipe(Effect.scoped)
   )
 
   it.live("reports nothing of work that yields", () =>

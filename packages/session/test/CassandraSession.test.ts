@@ -5,9 +5,20 @@ import * as FaultProxy from "@effect-cassandra/testing/FaultProxy"
 import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
 import { Effect, Exit, Fiber, Layer, Option, Redacted, Schedule, Schema, Stream } from "effect"
 import { type MockInstance, vi } from "vitest"
+import type { CassandraError } from "../src/CassandraError.ts"
 import { CassandraSession, make, type Options } from "../src/CassandraSession.ts"
 import { replicasOf, SpeculativeReads } from "../src/internal/client.ts"
-import { cql, identifier, make as statement, withOptions, withSchema } from "../src/Statement.ts"
+import { makeOperations, type Transport } from "../src/internal/operations.ts"
+import { withDefaults } from "../src/internal/options.ts"
+import * as Lagom from "../src/Lagom.ts"
+import {
+  cql,
+  identifier,
+  type Options as StatementOptions,
+  make as statement,
+  withOptions,
+  withSchema
+} from "../src/Statement.ts"
 
 /** A server that speaks just enough of the native protocol (v4) to ask for a password and refuse it. */
 const refusing = Effect.acquireRelease(
@@ -188,10 +199,17 @@ layer(table.pipe(Layer.provideMerge(TestKeyspace.layer)), { excludeTestServices:
         yield* fill("raw", 3)
         const self = cql`SELECT n FROM items WHERE k = 'raw'`
         const page = yield* withOptions(self, { pageSize: 2 }).raw
-        assert.deepInclude(page, { hasMore: true, traceId: undefined, warnings: [] })
+        assert.deepInclude(page, { traceId: undefined, warnings: [] })
         assert.strictEqual(page.rows.length, 2)
-        const { hasMore, traceId } = yield* withOptions(self, { trace: true }).raw
-        assert.isFalse(hasMore)
+        const next = yield* withOptions(self, { pageSize: 2, pageState: page.pageState! }).raw
+        assert.deepStrictEqual(
+          next.rows.map(({ n }) => n),
+          [2]
+        )
+        const forged = yield* Effect.flip(withOptions(self, { pageState: "deadbeef" }).raw)
+        assert.strictEqual(forged.reason._tag, "InvalidStatement", forged.message)
+        const { pageState, traceId } = yield* withOptions(self, { trace: true }).raw
+        assert.isUndefined(pageState)
         const recorded = withOptions(cql`SELECT command FROM system_traces.sessions WHERE session_id = ${traceId}`, {
           consistency: "ONE"
         })
@@ -286,8 +304,9 @@ layer(table.pipe(Layer.provideMerge(TestKeyspace.layer)), { excludeTestServices:
         assert(reason._tag === "BatchTooLarge")
         assert.match(reason.message, /80\d+ bytes over 2 partitions.*51200.*batch_size_fail_threshold/)
         assert.strictEqual((yield* session.execute(cql`SELECT n FROM texts`)).length, 0)
-        // The server's own bound holds for one partition too, in its default settings.
-        yield* Effect.ignore(session.batch(writes(1), { type: "unlogged" }))
+        // The server has no bound for one partition.
+        yield* session.batch(writes(1))
+        assert.strictEqual((yield* session.execute(cql`SELECT n FROM texts`)).length, 8)
         const large = yield* make({ ...(yield* TestKeyspace), maxBatchSize: 1_000_000 })
         const error = yield* Effect.flip(large.batch(writes(2)))
         assert.notStrictEqual(error.reason._tag, "BatchTooLarge", "the server decides what the setting lets pass")
@@ -305,6 +324,161 @@ layer(table.pipe(Layer.provideMerge(TestKeyspace.layer)), { excludeTestServices:
           )
           assert.strictEqual((yield* session.execute(cql`SELECT n FROM items WHERE k = ${type}`)).length, 3)
         }
+      })
+    )
+
+    it.effect("a batch has the settings of its statements, which must agree, and loses no outcome of an IF", () =>
+      Effect.gen(function* () {
+        const session = yield* CassandraSession
+        const write = (n: number, options: StatementOptions) =>
+          withOptions(cql`INSERT INTO items (k, n, big) VALUES ('settings', ${n}, 1)`, options)
+        yield* session.batch([write(1, { timestamp: 77 }), write(2, { timestamp: 77 })])
+        const stamps = yield* session.execute(cql`SELECT WRITETIME(big) AS w FROM items WHERE k = 'settings'`)
+        assert.deepStrictEqual(
+          stamps.map(({ w }) => w),
+          [77n, 77n]
+        )
+        const few = yield* Effect.flip(session.batch([write(1, { consistency: "THREE" })]))
+        assert.strictEqual(few.reason._tag, "Unavailable")
+        const conditional = cql`INSERT INTO items (k, n) VALUES ('settings', 9) IF NOT EXISTS`
+        for (const [batch, message] of [
+          [session.batch([write(1, { timestamp: 1 }), write(2, { timestamp: 2 })]), /differ in timestamp: give each a/],
+          [session.batch([write(1, {}), write(2, { consistency: "ONE" })]), /differ in consistency: set it for the/],
+          [session.batch([conditional]), /has an IF, whose outcome would be lost: use appliedBatch/],
+          [session.appliedBatch([write(1, {})]), /none of its statements has an IF: use batch/],
+          [session.appliedBatch([conditional, write(1, { timestamp: 1 })]), /differ in timestamp/],
+          [session.batch([write(1, {})], { type: "all" as never }), /type is all: it must be one of logged, unlogged/],
+          [session.batch([undefined as never]), /not a statement/],
+          [session.batch(Array.from({ length: 65_536 }, () => write(1, {}))), /65536 statements.*65535/]
+        ] as const) {
+          const error = yield* Effect.flip(batch)
+          assert.strictEqual(error.reason._tag, "InvalidStatement")
+          assert.match(error.message, message)
+        }
+        yield* session.batch([write(1, {}), write(2, { consistency: "ONE" })], { consistency: "ONE" })
+        assert.match(
+          (yield* Effect.flip(Lagom.executeWrite(conditional))).message,
+          /has an IF, whose outcome would be lost: run it by `applied`/
+        )
+      })
+    )
+
+    it.effect("settings that make no sense are refused before anything is sent", () =>
+      Effect.gen(function* () {
+        const session = yield* CassandraSession
+        const read = cql`SELECT n FROM items WHERE k = 'x'`
+        const conditional = cql`INSERT INTO items (k, n) VALUES ('nonsense', 1) IF NOT EXISTS`
+        for (const [self, message] of [
+          [withOptions(read, { pageSize: Number.NaN }), /pageSize is NaN/],
+          [withOptions(read, { pageSize: 0 }), /pageSize is 0: it must be a whole number of at least 1/],
+          [withOptions(read, { consistency: "MOST" as never }), /consistency is MOST: it must be one of ANY/],
+          [withOptions(read, { serialConsistency: "ONE" as never }), /serialConsistency is ONE/],
+          [withOptions(read, { timeout: -1 }), /timeout is -1/],
+          [withOptions(read, { timeout: "soon" as never }), /timeout is soon.*for example "5 seconds"/],
+          [withOptions(read, { timestamp: 1.5 }), /timestamp is 1.5/],
+          [withOptions(conditional, { timestamp: 5 }), /conditional write gets its timestamp from the server/],
+          [withOptions(conditional, { ttl: "soon" as never }), /soon is not a whole number of seconds/],
+          [statement(undefined as never), /not a statement: make one with cql/],
+          [statement("SELECT n FROM items WHERE k = :k", { k: "x" } as never), /an array of values/]
+        ] as const) {
+          const error = yield* Effect.flip(session.execute(self))
+          assert.strictEqual(error.reason._tag, "InvalidStatement")
+          assert.match(error.message, message)
+        }
+        yield* session.execute(withOptions(read, { timeout: Number.POSITIVE_INFINITY }))
+        assert.strictEqual((yield* session.execute(cql`SELECT n FROM items WHERE k = 'nonsense'`)).length, 0)
+      })
+    )
+
+    it.effect("what is not to be known is said to be unknown: an error of a function given to `use`", () =>
+      Effect.gen(function* () {
+        const session = yield* CassandraSession
+        const error = yield* Effect.flip(session.use(() => Promise.reject(new Error("mine"))))
+        assert.strictEqual(error.reason._tag, "UnknownError")
+        assert.strictEqual(error.reason.message, "mine")
+        assert.isFalse(error.isRetryable)
+      })
+    )
+
+    it.effect("a closed session says so, and that trying again is of no use", () =>
+      Effect.gen(function* () {
+        const session = yield* Effect.scoped(make(yield* TestKeyspace))
+        for (const late of [
+          session.execute(cql`SELECT n FROM items`),
+          session.applied(cql`INSERT INTO items (k, n) VALUES ('late', 1) IF NOT EXISTS`),
+          session.prepare("SELECT n FROM items"),
+          session.use((client) => client.execute("SELECT key FROM system.local"))
+        ] as ReadonlyArray<Effect.Effect<unknown, CassandraError>>) {
+          const error = yield* Effect.flip(late)
+          assert.strictEqual(error.reason._tag, "SessionClosed")
+          assert.isFalse(error.isRetryable)
+        }
+        assert.isFalse((yield* session.health).healthy)
+      })
+    )
+
+    it.effect("tries that wait for each other longer than the time-out end with it", () =>
+      Effect.gen(function* () {
+        const session = yield* make({
+          ...(yield* TestKeyspace),
+          requestTimeout: "300 millis",
+          retry: Schedule.spaced("1 minute")
+        })
+        const begin = performance.now()
+        const error = yield* Effect.flip(
+          session.execute(withOptions(cql`SELECT n FROM items WHERE k = 'x'`, { consistency: "THREE" }))
+        )
+        assert.strictEqual(error.reason._tag, "Unavailable", "what stood in the way, not that time is over")
+        assert.isBelow(performance.now() - begin, 10_000)
+      })
+    )
+
+    it.effect("opening ends in time before a server that accepts connections and nothing more", () =>
+      Effect.gen(function* () {
+        const options = yield* TestKeyspace
+        const proxy = yield* FaultProxy.make(options.contactPoints![0]!)
+        yield* proxy.hold
+        const begin = performance.now()
+        const error = yield* Effect.flip(
+          opened({ ...options, contactPoints: [proxy.address], connectTimeout: "500 millis" })
+        )
+        assert.strictEqual(error.reason._tag, "NoHostAvailable")
+        assert.isBelow(performance.now() - begin, 5000)
+      })
+    )
+
+    it.effect("rows pass over pages that are empty though more follow", () =>
+      Effect.gen(function* () {
+        // Cassandra sends such pages only now and then, and its successors often.
+        const pages = [[], [1, 2], [], [], [3], []]
+        let fetched = 0
+        const session = makeOperations(withDefaults({ keyspace: "k" }), {
+          ...({} as Transport),
+          execute: (_query, { pageState }, _how, onPage) => {
+            fetched++
+            const i = Number(pageState ?? 0)
+            return onPage({
+              rows: pages[i]!.map((n) => ({ n })),
+              pageState: i + 1 < pages.length ? `${i + 1}` : undefined,
+              info: {
+                queriedHost: "",
+                speculativeExecutions: 0,
+                isSchemaInAgreement: true,
+                traceId: undefined,
+                warnings: undefined
+              }
+            })
+          }
+        })
+        const self = cql<{ n: number }>`SELECT n FROM t`
+        const all = [{ n: 1 }, { n: 2 }, { n: 3 }]
+        assert.deepStrictEqual(yield* session.execute(self), all)
+        assert.deepStrictEqual(yield* Stream.runCollect(session.stream(self)), all)
+        assert.deepStrictEqual(yield* session.first(self), Option.some({ n: 1 }))
+        assert.match((yield* Effect.flip(session.one(self))).message, /several rows/)
+        fetched = 0
+        assert.deepStrictEqual(yield* session.stream(self).pipe(Stream.take(2), Stream.runCollect), all.slice(0, 2))
+        assert.strictEqual(fetched, 2, "no page is fetched that nobody asked for")
       })
     )
 
@@ -328,14 +502,29 @@ layer(table.pipe(Layer.provideMerge(TestKeyspace.layer)), { excludeTestServices:
           assert.match(error.message, /127\.0\.0\.1:1.*check contactPoints/)
         })
       )
-      it.effect("no contact points, user without password, impossible keyspace name", () =>
+      it.effect("options that make no sense, each by its name", () =>
         Effect.gen(function* () {
           const options = yield* TestKeyspace
           for (const [wrong, message] of [
             [{ contactPoints: [] }, /contactPoints is empty/],
+            [{ contactPoints: ["10.0.0.1", undefined as never] }, /contact point "undefined" is neither/],
+            [{ contactPoints: ["127.0.0.1:cql"] }, /contact point "127.0.0.1:cql" is neither "host" nor "host:port"/],
             [{ username: "ada" }, /username and password/],
+            [{ username: "ada", password: "plain" as never }, /password is plain text.*Redacted\.make/],
             [{ keyspace: 'a"b' }, /keyspace "a"b" is not a name/],
-            [{ replication: { dc: 0 } }, /whole number of copies/]
+            [{ keyspace: undefined as never }, /keyspace "undefined" is not a name/],
+            [{ replication: { dc: 0 } }, /whole number of copies/],
+            [{ consistency: "MOST" as never }, /consistency is MOST: it must be one of/],
+            [{ access: "some" as never }, /access is some/],
+            [{ requestTimeout: 0 }, /requestTimeout is 0: it must be a duration/],
+            [{ requestTimeout: "soon" as never }, /requestTimeout is soon/],
+            [{ pageSize: Number.NaN }, /pageSize is NaN/],
+            [{ maxInFlight: 0 }, /maxInFlight is 0/],
+            [{ maxQueued: Number.POSITIVE_INFINITY }, /maxQueued is Infinity/],
+            [{ speculative: { delay: "50 millis", max: 0 } }, /speculative\.max is 0/],
+            [{ profiles: { fast: { pageSize: -1 } } }, /profile "fast": pageSize is -1/],
+            [{ localDataCenter: "" }, /localDataCenter is empty/],
+            [{ service: "" }, /service is empty/]
           ] as const) {
             const error = yield* Effect.flip(opened({ ...options, ...wrong }))
             assert.strictEqual(error.reason._tag, "InvalidOptions")
@@ -418,6 +607,10 @@ layer(table.pipe(Layer.provideMerge(TestKeyspace.layer)), { excludeTestServices:
         yield* hold
         assert.strictEqual((yield* Effect.flip(session.execute(read))).reason._tag, "RequestTimeout")
         assert.strictEqual((yield* Effect.flip(session.applied(write))).reason._tag, "OutcomeUnknown")
+        // However it is run, and whatever is said of it.
+        const plain = session.execute(withOptions(write, { idempotent: true }))
+        assert.strictEqual((yield* Effect.flip(plain)).reason._tag, "OutcomeUnknown")
+        assert.strictEqual((yield* Effect.flip(session.appliedBatch([write]))).reason._tag, "OutcomeUnknown")
       })
     )
 

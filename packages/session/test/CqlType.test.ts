@@ -130,6 +130,67 @@ layer(tables.pipe(Layer.provideMerge(TestKeyspace.layer)), { excludeTestServices
       })
     )
 
+    it.effect("a field that a user-defined type got later is null in what was written before", () =>
+      Effect.gen(function* () {
+        yield* cql`CREATE TYPE grown (x int)`
+        const session = yield* CassandraSession
+        yield* session.createTables(["CREATE TABLE IF NOT EXISTS growing (id int PRIMARY KEY, v frozen<grown>)"])
+        yield* cql`INSERT INTO growing (id, v) VALUES (1, ${{ x: 1 }})`
+        yield* cql`ALTER TYPE grown ADD y text`
+        const Grown = Schema.Struct({ v: CqlType.udt({ x: CqlType.Int, y: Schema.NullOr(CqlType.Text) }) })
+        assert.deepStrictEqual(yield* cql`SELECT v FROM growing WHERE id = 1`.pipe(withSchema(Grown)).one, {
+          v: { x: 1, y: null }
+        })
+      })
+    )
+
+    it.effect("a value without a schema is refused where the driver would write another", () =>
+      Effect.gen(function* () {
+        const write = (column: string, value: unknown) =>
+          make(`INSERT INTO every_type (id, ${column}) VALUES (?, ?)`, [3, value])
+        for (const [column, wrong] of [
+          ["v_int", 1.5],
+          ["v_int", ""],
+          ["v_int", 2 ** 31],
+          ["v_tinyint", 128],
+          ["v_bigint", 2n ** 63n],
+          ["v_bigint", 5],
+          ["v_varint", ""],
+          ["v_double", "1.5 or so"],
+          ["v_boolean", "false"],
+          ["v_text", "\ud800"],
+          ["v_ascii", "é"],
+          ["v_date", "2026-02-30"],
+          ["v_time", "half past ten"],
+          ["v_timestamp", new Date(Number.NaN)],
+          ["v_udt", "a point"],
+          ["v_udt", { x: 1, z: 2 }],
+          ["v_tuple", { 0: 1 }],
+          ["v_list", [1n, 2n ** 64n]],
+          ["v_map", new Map([[1.5, "x"]])],
+          ["v_vector", [1, 2, 3]],
+          ["v_duration", "5 minutes"]
+        ] as const) {
+          const { message, reason } = yield* Effect.flip(write(column, wrong))
+          assert.strictEqual(reason._tag, "InvalidStatement", message)
+          assert.match(message, /parameter 2 of "INSERT INTO every_type .* does not fit \w+: it must be/)
+        }
+        for (const [column, right, read] of [
+          ["v_int", -(2 ** 31), undefined],
+          ["v_int", "12", 12],
+          ["v_tinyint", -128, undefined],
+          ["v_bigint", -(2n ** 63n), undefined],
+          ["v_double", "1.5", 1.5],
+          ["v_blob", new Uint8Array([1, 2]), Buffer.from([1, 2])],
+          ["v_text", null, undefined]
+        ] as const) {
+          yield* write(column, right)
+          const row = yield* make(`SELECT ${column} AS v FROM every_type WHERE id = 3`).one
+          assert.deepStrictEqual(row.v, read ?? right)
+        }
+      })
+    )
+
     it.effect("an empty collection and a missing one are the same", () =>
       Effect.gen(function* () {
         yield* cql`INSERT INTO every_type (id, v_list) VALUES (2, ${[]})`

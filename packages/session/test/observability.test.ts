@@ -2,9 +2,9 @@ import { inspect } from "node:util"
 import { assert, layer } from "@effect/vitest"
 import * as FaultProxy from "@effect-cassandra/testing/FaultProxy"
 import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
-import { Effect, Fiber, Layer, Logger, Metric, Redacted, References, Schedule, Tracer } from "effect"
+import { Effect, Fiber, Layer, Logger, Metric, Redacted, References, Schedule, Schema, Tracer } from "effect"
 import { CassandraSession, make, type Options } from "../src/CassandraSession.ts"
-import { cql, make as statement, withOptions } from "../src/Statement.ts"
+import { cql, make as statement, withOptions, withSchema } from "../src/Statement.ts"
 
 const secret = "s3cret-value"
 
@@ -207,14 +207,26 @@ layer(table.pipe(Layer.provideMerge(TestKeyspace.layer)), { excludeTestServices:
             const closed = yield* Effect.flip(
               opened({ username: "ada", password, contactPoints: ["127.0.0.1:1"], connectTimeout: 0 })
             )
-            const literal = yield* Effect.flip(
-              session.execute(statement(`SELECT nothing FROM items WHERE k = '${secret}'`))
+            const Wrong = Schema.Struct({ k: Schema.String.check(Schema.isPattern(/^x$/)) })
+            yield* session.execute(cql`INSERT INTO items (k, n) VALUES (${secret}, ${1})`)
+            const others = yield* Effect.forEach(
+              [
+                statement(`SELECT nothing FROM items WHERE k = '${secret}'`),
+                statement(`INSERT INTO items (k, n) VALUES ('x', '${secret}')`),
+                statement(`SELECT k FROM items WHERE k = '${secret}'`).pipe(withSchema(Wrong)),
+                // The driver and the server repeat what they cannot read.
+                cql`INSERT INTO items (k, n) VALUES ('x', ${secret})`,
+                cql`INSERT INTO items (k, n) VALUES (${{ name: secret }}, 1)`,
+                cql`INSERT INTO items JSON ${secret}`,
+                cql`INSERT INTO items JSON ${JSON.stringify({ k: "x", n: secret })}`
+              ],
+              (self) => Effect.flip(session.execute<unknown>(self))
             )
-            return [wrong, closed, literal].map((error) => `${error} ${inspect(error, { depth: 20 })}`).join()
+            return [wrong, closed, ...others].map((error) => `${error} ${inspect(error, { depth: 20 })}`).join()
           })
         )
         const seen = [result, ...logs, ...spans.map((span) => JSON.stringify([...span.attributes]))].join()
-        assert.notInclude(seen, secret)
+        assert.notInclude(seen, "s3cret")
       })
     )
   }

@@ -3,6 +3,7 @@ import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
 import { ConfigProvider, Effect, Layer, Logger } from "effect"
 import { CassandraSession, config, make, type Options } from "../src/CassandraSession.ts"
 import { open as openKeyspace } from "../src/internal/keyspace.ts"
+import { withDefaults } from "../src/internal/options.ts"
 import { cql, identifier, make as statement } from "../src/Statement.ts"
 import { TestSession } from "../src/TestSession.ts"
 
@@ -40,7 +41,7 @@ const judged = (release: string, paxosVariant: string) =>
     const session = yield* CassandraSession
     const error = yield* openKeyspace(
       { ...session, use: () => Effect.die("") },
-      { keyspace: "k", access: "read" }
+      withDefaults({ keyspace: "k", access: "read" })
     ).pipe(
       Effect.provide(Logger.layer([logger])),
       Effect.catchDefect(() => Effect.void),

@@ -97,17 +97,23 @@ export class Writer {
         const replaces = analysis.replaces && row !== undefined && !params.includes(undefined)
         last.set(replaces ? `${text}\u0000${keyOf(params, row)}` : `#${unique++}`, [write, plan])
       }
+      const batches: Array<Array<Statement<unknown>>> = []
       const partitions = new Map<string, Array<Statement<unknown>>>()
       for (const [{ stamp, statement }, { analysis, partition }] of last.values()) {
         const params = statement.params.toSpliced(analysis.timestampIndex, 0, BigInt(stamp))
         const stamped = make(analysis.timestamped, params, { ...statement.options, idempotent: true })
+        const { consistency, profile, timeout } = statement.options
+        if (consistency !== undefined || profile !== undefined || timeout !== undefined) {
+          // A batch has one of each.
+          batches.push([stamped])
+          continue
+        }
         const key =
           partition === undefined ? `#${unique++}` : `${analysis.table}\u0000${keyOf(statement.params, partition)}`
         const others = partitions.get(key)
         if (others === undefined) partitions.set(key, [stamped])
         else others.push(stamped)
       }
-      const batches: Array<Array<Statement<unknown>>> = []
       let mixed: Array<Statement<unknown>> = []
       let mixedSize = 0
       for (const statements of partitions.values()) {

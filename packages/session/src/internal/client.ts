@@ -1,44 +1,14 @@
 import { createRequire } from "node:module"
 import driver from "cassandra-driver"
-import { Duration, Effect, Redacted, Schedule } from "effect"
+import { Effect, Redacted, Schedule } from "effect"
 import { CassandraError, InvalidOptions, NoHostAvailable, type Reason } from "../CassandraError.ts"
-import type { HostState, Options } from "../CassandraSession.ts"
-import { consistencies } from "./consistency.ts"
+import type { HostState } from "../CassandraSession.ts"
 import { toReason } from "./driverError.ts"
+import { strict } from "./encoding.ts"
+import { consistencies, millisOf, type Settings } from "./options.ts"
 import { textInfo } from "./text.ts"
 
 const isSelect = (query: unknown) => typeof query === "string" && textInfo(query).isSelect
-
-const fail = (reason: Reason) => Effect.fail(new CassandraError({ reason }))
-
-const isReplication = (replication: Readonly<Record<string, number>>) => {
-  const copies = Object.values(replication)
-  return copies.length > 0 && copies.every((n) => Number.isInteger(n) && n > 0)
-}
-
-export const validate = (options: Options): Effect.Effect<void, CassandraError> => {
-  const whole = (name: "maxInFlight" | "maxQueued" | "pageSize" | "maxBatchSize", least: number) => {
-    const value = options[name]
-    return value === undefined || (Number.isInteger(value) && value >= least)
-      ? undefined
-      : `${name} is ${value}: it must be a whole number of at least ${least}`
-  }
-  const problem =
-    options.contactPoints?.length === 0
-      ? `contactPoints is empty: name at least one node, for example "127.0.0.1:9042"`
-      : !/^\w{1,48}$/.test(options.keyspace)
-        ? `keyspace "${options.keyspace}" is not a name of 1 to 48 letters, digits and underscores`
-        : (options.username === undefined) !== (options.password === undefined)
-          ? "username and password go together: only one of them is given"
-          : /ANY|SERIAL/.test(options.consistency ?? "")
-            ? `consistency ${options.consistency} does not do for reads and writes: set it for single statements`
-            : options.replication !== undefined && !isReplication(options.replication)
-              ? `replication ${JSON.stringify(options.replication)} must give a whole number of copies for each data centre, for example { datacenter1: 3 }`
-              : options.secureConnectBundle !== undefined && (options.contactPoints !== undefined || options.tls)
-                ? "secureConnectBundle holds addresses and certificates: leave out contactPoints and tls"
-                : (whole("maxInFlight", 1) ?? whole("maxQueued", 0) ?? whole("pageSize", 1) ?? whole("maxBatchSize", 1))
-  return problem === undefined ? Effect.void : fail(new InvalidOptions({ message: problem, cause: undefined }))
-}
 
 /** Sends reads only, as `isIdempotent` alone would let the driver send writes too. */
 export class SpeculativeReads extends driver.policies.speculativeExecution.ConstantSpeculativeExecutionPolicy {
@@ -127,27 +97,24 @@ export class DriverRetries extends ClientMetrics {
 }
 
 const clientOptions = (
-  options: Options,
+  options: Settings,
   timeout: number,
   metrics: DriverRetries,
   balancing: driver.policies.loadBalancing.LoadBalancingPolicy
 ): driver.DseClientOptions => ({
   ...(options.secureConnectBundle === undefined
     ? {
-        contactPoints: [...(options.contactPoints ?? ["127.0.0.1:9042"])],
-        localDataCenter: options.localDataCenter ?? "datacenter1"
+        contactPoints: [...options.contactPoints],
+        localDataCenter: options.localDataCenter
       }
-    : {
-        cloud: { secureConnectBundle: options.secureConnectBundle },
-        ...(options.localDataCenter === undefined ? {} : { localDataCenter: options.localDataCenter })
-      }),
+    : { cloud: { secureConnectBundle: options.secureConnectBundle } }),
   ...(options.username === undefined || options.password === undefined
     ? {}
     : { credentials: { username: options.username, password: Redacted.value(options.password) } }),
   ...(options.tls === undefined || options.tls === false
     ? {}
     : { sslOptions: { rejectUnauthorized: true, ...(options.tls === true ? {} : options.tls) } }),
-  encoding: { useBigIntAsLong: true, useBigIntAsVarint: true, map: Map, set: Set },
+  encoding: { useBigIntAsLong: true, useBigIntAsVarint: true, map: Map, set: Set, ...strict },
   monitorReporting: { enabled: false },
   metrics,
   policies: {
@@ -155,15 +122,12 @@ const clientOptions = (
     ...(options.speculative === undefined
       ? {}
       : {
-          speculativeExecution: new SpeculativeReads(
-            Duration.toMillis(options.speculative.delay),
-            options.speculative.max
-          )
+          speculativeExecution: new SpeculativeReads(millisOf(options.speculative.delay), options.speculative.max)
         })
   },
   queryOptions: {
-    consistency: consistencies[options.consistency ?? "LOCAL_QUORUM"],
-    fetchSize: options.pageSize ?? 1000
+    consistency: consistencies[options.consistency],
+    fetchSize: options.pageSize
   },
   // The session's own time-out comes first, and holds for all nodes tried together.
   socketOptions: { connectTimeout: Math.min(5000, timeout), readTimeout: timeout + 1000 }
@@ -178,9 +142,11 @@ const isTlsFailure = (cause: unknown) => {
   return tried.length > 0 && tried.every((error) => tlsFailure.test(String(error?.code)))
 }
 
+const pointsOf = (options: Settings) => options.secureConnectBundle ?? options.contactPoints.join(", ")
+
 /** Says what to do about the failures that a wrong setting causes. */
-const explain = (reason: Reason, options: Options): Reason => {
-  const points = options.secureConnectBundle ?? (options.contactPoints ?? ["127.0.0.1:9042"]).join(", ")
+const explain = (reason: Reason, options: Settings): Reason => {
+  const points = pointsOf(options)
   switch (reason._tag) {
     case "NoHostAvailable":
       if (isTlsFailure(reason.cause)) {
@@ -193,10 +159,11 @@ const explain = (reason: Reason, options: Options): Reason => {
       })
     case "InvalidOptions":
       return new InvalidOptions({
-        message: `${reason.message} (localDataCenter is "${options.localDataCenter ?? "datacenter1"}")`,
+        message: `${reason.message} (localDataCenter is "${options.localDataCenter}")`,
         cause: reason.cause
       })
     case "ConnectionLost":
+    case "UnknownError":
       // What Node says of a file that is not there, or of TLS.
       return new InvalidOptions({ message: `cannot connect to ${points}: ${reason.message}`, cause: reason.cause })
     default:
@@ -204,9 +171,9 @@ const explain = (reason: Reason, options: Options): Reason => {
   }
 }
 
-export const connect = (options: Options, metrics: DriverRetries) => {
-  const timeout = Duration.toMillis(options.requestTimeout ?? "10 seconds")
-  const within = Duration.toMillis(options.connectTimeout ?? "30 seconds")
+export const connect = (options: Settings, metrics: DriverRetries) => {
+  const timeout = millisOf(options.requestTimeout)
+  const within = millisOf(options.connectTimeout)
   const attempt = Effect.suspend(() => {
     const balancing: InstanceType<typeof LoadBalancing> = new LoadBalancing({
       getReplicas: replicasOf(
@@ -226,26 +193,41 @@ export const connect = (options: Options, metrics: DriverRetries) => {
       catch: (cause) => new CassandraError({ reason: explain(toReason(cause), options) })
     }).pipe(
       Effect.as(client),
-      Effect.onError(() => Effect.promise(() => client.shutdown().catch(() => {})))
+      // Not awaited: the driver would go on connecting first.
+      Effect.onError(() => Effect.sync(() => void client.shutdown().catch(() => {})))
     )
   })
-  const isAway = (error: CassandraError) => error.reason._tag === "NoHostAvailable" && within > 0
-  const retry = Effect.retry(attempt, {
-    schedule: Schedule.min([Schedule.exponential("200 millis"), Schedule.spaced("2 seconds")]).pipe(
-      Schedule.upTo({ duration: within })
-    ),
-    while: isAway
+  const isAway = (error: CassandraError) => error.reason._tag === "NoHostAvailable"
+  const patiently = Effect.suspend(() => {
+    const points = pointsOf(options)
+    let message = `no node answers at ${points}: it accepts connections, and nothing more`
+    return attempt.pipe(
+      Effect.tapError((error) => {
+        if (!isAway(error)) return Effect.void
+        const isFirst = message !== error.reason.message
+        message = error.reason.message
+        return isFirst ? Effect.logWarning(`${error.message}. Trying for ${within / 1000} s`) : Effect.void
+      }),
+      Effect.retry({
+        schedule: Schedule.min([Schedule.exponential("200 millis"), Schedule.spaced("2 seconds")]),
+        while: isAway
+      }),
+      Effect.timeoutOrElse({
+        duration: within,
+        orElse: () => Effect.fail(new CassandraError({ reason: new NoHostAvailable({ message, cause: undefined }) }))
+      })
+    )
   })
   return Effect.acquireRelease(
-    attempt.pipe(
-      Effect.catchIf(isAway, (error) =>
-        Effect.andThen(Effect.logWarning(`${error.message}. Trying for ${within / 1000} s`), retry)
-      )
-    ),
+    within === 0 ? attempt : patiently,
     (client) => Effect.promise(() => client.shutdown().catch(() => {})),
     { interruptible: true }
   )
 }
+
+/** The name of the data centre, which a secure connect bundle may have given. */
+export const localDataCenterOf = (client: driver.Client): string =>
+  (client as unknown as { readonly options: { readonly localDataCenter: string } }).options.localDataCenter
 
 /** What a node says of its connections; missing in the driver's types. */
 export const hostStates = (client: driver.Client): ReadonlyArray<HostState> => {

@@ -1,7 +1,7 @@
 import { Config, Redacted, Schema } from "effect"
 import type { Options } from "../CassandraSession.ts"
 import type { Consistency } from "../Statement.ts"
-import { consistencies } from "./consistency.ts"
+import { consistencies } from "./options.ts"
 
 const optional = <A>(config: Config.Config<A>) => Config.withDefault(config, undefined)
 

@@ -1,6 +1,8 @@
 import driver from "cassandra-driver"
 import * as E from "../CassandraError.ts"
-import { textInfo } from "./text.ts"
+import { Misfit } from "./encoding.ts"
+import type { Query } from "./operations.ts"
+import { literalsOf, textInfo } from "./text.ts"
 
 const codes = driver.types.responseErrorCodes
 
@@ -53,6 +55,8 @@ const fromResponse = (error: Error & ResponseDetails): E.Reason => {
       return new E.Overloaded(base)
     case codes.alreadyExists:
       return new E.AlreadyExists({ ...base, keyspace: error.keyspace ?? "", table: error.table ?? "" })
+    case codes.protocolError:
+      return /paging state/.test(error.message) ? new E.InvalidStatement(base) : new E.ServerFailure(base)
     case codes.invalid: {
       const keyspace = missingKeyspace.exec(error.message)?.[1]
       return keyspace === undefined ? new E.InvalidStatement(base) : new E.KeyspaceMissing({ ...base, keyspace })
@@ -107,7 +111,55 @@ export const toReason = (cause: unknown): E.Reason => {
   }
   if (cause instanceof driver.errors.ArgumentError) return new E.InvalidOptions(base)
   if (cause instanceof TypeError || cause instanceof RangeError) return new E.InvalidStatement(base)
-  return new E.ConnectionLost(base)
+  const isOfNetwork = cause instanceof driver.errors.DriverError || "isSocketError" in cause || "code" in cause
+  return isOfNetwork ? new E.ConnectionLost(base) : new E.UnknownError(base)
+}
+
+const collectTexts = (value: unknown, texts: Array<string>): void => {
+  if (typeof value === "string") texts.push(value)
+  else if (value instanceof Map) for (const [key, item] of value) collectTexts([key, item], texts)
+  else if (Array.isArray(value) || value instanceof Set) for (const item of value) collectTexts(item, texts)
+  else if (typeof value === "object" && value !== null && Object.getPrototypeOf(value) === Object.prototype) {
+    for (const item of Object.values(value)) collectTexts(item, texts)
+  }
+}
+
+/** What is shorter is found by chance within a word. */
+const minLength = 3
+
+/** A message of the server without the values and literals of the statements, which it may repeat in part. */
+export const withoutValues = (message: string, queries: ReadonlyArray<Query>): string => {
+  const values: Array<string> = []
+  for (const { params, query } of queries) {
+    for (const param of params) collectTexts(param, values)
+    values.push(...literalsOf(query))
+  }
+  // What stands in the text itself tells nothing, and is needed to understand the message.
+  const isKnown = (text: string) => queries.some(({ query }) => textInfo(query).redacted.includes(text))
+  const secrets = values.filter((value) => value !== "" && !isKnown(value)).toSorted((a, b) => b.length - a.length)
+  return secrets
+    .reduce((text, secret) => (secret.length < minLength ? text : text.replaceAll(secret, "?")), message)
+    .replaceAll(/'([^']+)'|"([^"]+)"/g, (quoted, one?: string, two?: string) => {
+      const piece = (one ?? two)!
+      return secrets.some((secret) => secret.includes(piece)) ? quoted.replace(piece, "?") : quoted
+    })
+}
+
+/** Takes the values out of an error of the driver, and says which of them does not fit. */
+export const hideValues = (cause: unknown, queries: ReadonlyArray<Query>): void => {
+  if (!(cause instanceof Error)) return
+  const { message } = cause
+  if (cause instanceof Misfit) {
+    for (const { params, query } of queries) {
+      const place = cause.placeIn(params)
+      if (place >= 0) cause.message = `parameter ${place + 1} of "${textInfo(query).redacted}": ${message}`
+    }
+  } else cause.message = withoutValues(message, queries)
+  // V8 has put the message into it.
+  if (cause.stack !== undefined) cause.stack = cause.stack.replace(message, () => cause.message)
+  if (cause instanceof driver.errors.NoHostAvailableError) {
+    for (const [, inner] of innerErrors(cause)) hideValues(inner, queries)
+  }
 }
 
 /** Reasons that come before the statement reaches a replica, so that a conditional write has certainly not happened. */

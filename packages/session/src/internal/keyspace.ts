@@ -13,8 +13,9 @@ import {
   type Reason,
   SchemaDisagreement
 } from "../CassandraError.ts"
-import type { CassandraSession, Options } from "../CassandraSession.ts"
+import type { CassandraSession } from "../CassandraSession.ts"
 import { type Consistency, identifier, make } from "../Statement.ts"
+import type { Settings } from "./options.ts"
 
 type Session = CassandraSession["Service"]
 
@@ -26,13 +27,13 @@ const ofNode = { consistency: "ONE" } as const
 const literal = (text: string) => `'${text.replaceAll("'", "''")}'`
 
 /** The replication of the keyspace, made first if it is to be. */
-const replicationOf = Effect.fnUntraced(function* (session: Session, options: Options) {
+const replicationOf = Effect.fnUntraced(function* (session: Session, options: Settings) {
   const read = session.first<{ replication: ReadonlyMap<string, string> }>(
     make("SELECT replication FROM system_schema.keyspaces WHERE keyspace_name = ?", [options.keyspace], ofNode)
   )
   const found = yield* read
   if (found._tag === "Some") return found.value.replication
-  const copies = options.replication ?? (options.development ? { [options.localDataCenter ?? "datacenter1"]: 1 } : {})
+  const copies = options.replication ?? (options.development ? { [options.localDataCenter]: 1 } : {})
   if (Object.keys(copies).length === 0 || options.access === "read") {
     return yield* fail(
       new KeyspaceMissing({
@@ -63,10 +64,8 @@ const replicationOf = Effect.fnUntraced(function* (session: Session, options: Op
 const fixed: Partial<Record<Consistency, number>> = { TWO: 2, THREE: 3 }
 
 /** What does not fit, as an error, or as the warnings of it. */
-const compare = (options: Options, replication: ReadonlyMap<string, string>) => {
-  const { keyspace } = options
-  const consistency = options.consistency ?? "LOCAL_QUORUM"
-  const local = options.localDataCenter ?? "datacenter1"
+const compare = (options: Settings, replication: ReadonlyMap<string, string>) => {
+  const { consistency, keyspace, localDataCenter: local } = options
   const strategy = (replication.get("class") ?? "").split(".").pop()!
   // Transient copies stand as "3/1".
   const copies = [...replication]
@@ -186,7 +185,7 @@ const recordIfAny = Effect.fnUntraced(function* (session: Session, name: string)
 export const isSchemaChanging = (session: Session): Effect.Effect<boolean, CassandraError> =>
   Effect.map(recordIfAny(session, "schema lock"), (holder) => holder !== undefined)
 
-const checkOwner = Effect.fnUntraced(function* (session: Session, { keyspace, service }: Options) {
+const checkOwner = Effect.fnUntraced(function* (session: Session, { keyspace, service }: Settings) {
   let owner = yield* recordIfAny(session, "owner")
   if (owner === undefined && service !== undefined) {
     yield* session.execute(createRecords(keyspace))
@@ -211,7 +210,7 @@ const checkOwner = Effect.fnUntraced(function* (session: Session, { keyspace, se
 })
 
 /** Makes the keyspace that of the session. */
-export const open = Effect.fnUntraced(function* (session: Session, options: Options) {
+export const open = Effect.fnUntraced(function* (session: Session, options: Settings) {
   if (!/^system(_|$)/.test(options.keyspace)) {
     const fit = compare(options, yield* replicationOf(session, options))
     if (fit.error !== undefined) return yield* fail(new InvalidOptions({ message: fit.error, cause: undefined }))

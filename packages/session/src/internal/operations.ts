@@ -13,11 +13,12 @@ import {
   SchemaDisagreement,
   UnexpectedRows
 } from "../CassandraError.ts"
-import type { Applied, BatchOptions, CassandraSession, Health, Options } from "../CassandraSession.ts"
+import type { Applied, BatchOptions, CassandraSession, Health } from "../CassandraSession.ts"
 import { type Row, type Statement, type Options as StatementOptions, make as statement } from "../Statement.ts"
-import { consistencies } from "./consistency.ts"
+import { withoutValues } from "./driverError.ts"
 import { isSchemaChanging, tablesOf, withSchemaLock } from "./keyspace.ts"
-import { type TextInfo, type TtlText, textInfo, withTtl } from "./text.ts"
+import { consistencies, millisOf, problemOf, type Settings } from "./options.ts"
+import { type TextInfo, textInfo, withTtl } from "./text.ts"
 
 /** What the session reads of the driver's result. */
 export interface Page {
@@ -40,7 +41,9 @@ export interface Query {
 
 /** How a request is to be carried. */
 export interface Carriage {
-  readonly info: TextInfo
+  /** What its first text says; undefined for what is no statement. */
+  readonly info: TextInfo | undefined
+  readonly queries: ReadonlyArray<Query>
   /** It has an IF: it is sent once, and a lost answer leaves its outcome unknown. */
   readonly conditional: boolean
   readonly idempotent: boolean
@@ -48,18 +51,19 @@ export interface Carriage {
   readonly millis: number
 }
 
+type OfStatements = Carriage & { readonly info: TextInfo }
+
 /** Carries requests. */
 export interface Transport {
   readonly execute: <A>(
     query: Query,
     options: driver.QueryOptions,
-    how: Carriage,
+    how: OfStatements,
     onPage: (page: Page) => Effect.Effect<A, CassandraError>
   ) => Effect.Effect<A, CassandraError>
   readonly batch: <A>(
-    queries: ReadonlyArray<Query>,
     options: driver.QueryOptions,
-    how: Carriage,
+    how: OfStatements,
     onPage: (page: Page) => Effect.Effect<A, CassandraError>
   ) => Effect.Effect<A, CassandraError>
   /** Lets the server check a text; the places of the values of the partition key, and the table. */
@@ -78,21 +82,22 @@ const fail = (reason: Reason) => Effect.fail(new CassandraError({ reason }))
 
 const never = new driver.policies.retry.FallthroughRetryPolicy()
 
-const none: StatementOptions = {}
-
 /** Size of a value as the server counts it, at least. */
-const sizeOf = (value: unknown): number =>
-  value == null || typeof value === "boolean"
-    ? 1
-    : typeof value === "string"
-      ? Buffer.byteLength(value)
-      : ArrayBuffer.isView(value)
-        ? value.byteLength
-        : value instanceof Map
-          ? [...value].reduce((sum, [key, item]) => sum + sizeOf(key) + sizeOf(item), 0)
-          : globalThis.Array.isArray(value) || value instanceof Set
-            ? [...value].reduce((sum: number, item) => sum + sizeOf(item), 0)
-            : 4
+const sizeOf = (value: unknown, depth = 8): number => {
+  const sum = (items: Iterable<unknown>) => {
+    let bytes = 0
+    if (depth > 0) for (const item of items) bytes += sizeOf(item, depth - 1)
+    return bytes
+  }
+  if (value == null || typeof value === "boolean") return 1
+  if (typeof value === "string") return Buffer.byteLength(value)
+  if (ArrayBuffer.isView(value)) return value.byteLength
+  if (value instanceof Map) return sum(value.keys()) + sum(value.values())
+  if (globalThis.Array.isArray(value) || value instanceof Set) return sum(value)
+  if (value instanceof driver.types.Tuple) return sum(value.elements)
+  const isUdt = typeof value === "object" && Object.getPrototypeOf(value) === Object.prototype
+  return isUdt ? sum(Object.values(value)) : 4
+}
 
 const rowsOf = <A>(self: Statement<A>, result: Page): Effect.Effect<Array<A>, CassandraError> => {
   const rows = (result.rows ?? []) as Array<A>
@@ -110,7 +115,7 @@ const rowsOf = <A>(self: Statement<A>, result: Page): Effect.Effect<Array<A>, Ca
 const appliedOf = <A>(self: Statement<A>, result: Page): Effect.Effect<Applied<A>, CassandraError> => {
   const row = result.rows?.[0] as Record<string, unknown> | undefined
   if (row === undefined || typeof row["[applied]"] !== "boolean") {
-    const message = `not a conditional write, it has no IF: ${textInfo(self.text).redacted}`
+    const message = `no answer of a conditional write: ${textInfo(self.text).redacted}`
     return fail(new InvalidStatement({ message, cause: undefined }))
   }
   if (row["[applied]"]) return Effect.succeed({ applied: true })
@@ -120,58 +125,90 @@ const appliedOf = <A>(self: Statement<A>, result: Page): Effect.Effect<Applied<A
     : Effect.map(Effect.fromResult(self.decode(current)), (current) => ({ applied: false, current }))
 }
 
-/** The operations of a session with these options. */
-export const makeOperations = (options: Options, transport: Transport): CassandraSession["Service"] => {
-  const timeout = Duration.toMillis(options.requestTimeout ?? "10 seconds")
-  const maxBatchSize = options.maxBatchSize ?? 50 * 1024
-  const ttlTexts = new Map<string, TtlText>()
+/** Settings that a batch has as a whole: where it has none, those that its statements agree on. */
+const ofBatch = ["consistency", "serialConsistency", "timestamp", "timeout"] as const
 
-  /** A statement as the driver wants it, or why it cannot be one. */
-  const resolve = (self: Statement<any>, conditional: boolean) => {
-    const profile = self.options.profile === undefined ? none : options.profiles?.[self.options.profile]
-    if (profile === undefined) {
-      const known = Object.keys(options.profiles ?? {}).map((name) => `"${name}"`)
-      const message = `there is no profile "${self.options.profile}" among ${known.join(", ") || "none"}: add it to \`profiles\``
-      return new InvalidOptions({ message, cause: undefined })
+const maxWarned = 2000
+
+/** What the protocol can count in one batch. */
+const maxStatements = 65_535
+
+/** The operations of a session with these options. */
+export const makeOperations = (options: Settings, transport: Transport): CassandraSession["Service"] => {
+  const timeout = millisOf(options.requestTimeout)
+  const { maxBatchSize } = options
+
+  const invalid = (message: string) => new InvalidStatement({ message, cause: undefined })
+
+  /** The settings that a statement has by itself and by its profile. */
+  const settingsOf = (self: Statement<any>): StatementOptions | Reason => {
+    if (typeof self?.text !== "string" || !globalThis.Array.isArray(self.params)) {
+      return invalid("not a statement: make one with cql`...`, or with make(text, params) of an array of values")
     }
-    const settings = profile === none ? self.options : { ...profile, ...self.options }
-    const info = textInfo(self.text)
+    if (self.options.profile === undefined) return self.options
+    const profile = options.profiles?.[self.options.profile]
+    if (profile !== undefined) return { ...profile, ...self.options }
+    const known = Object.keys(options.profiles ?? {}).map((name) => `"${name}"`)
+    const message = `there is no profile "${self.options.profile}" among ${known.join(", ") || "none"}: add it to \`profiles\``
+    return new InvalidOptions({ message, cause: undefined })
+  }
+
+  /** A text with its values, the one for the time to live among them, or why it cannot be sent. */
+  const queryOf = (self: Statement<any>, settings: StatementOptions, info: TextInfo): Query | Reason => {
     if (options.access === "read" && !info.isSelect) {
       const message = `the session of keyspace "${options.keyspace}" was opened with \`access: "read"\`: ${info.summary} is refused`
       return new ReadOnly({ message, cause: undefined })
     }
-    let query = self.text
-    let params = self.params
-    if (settings.ttl !== undefined) {
-      const changed = ttlTexts.get(query) ?? withTtl(query)
-      ttlTexts.set(query, changed)
-      const seconds = Duration.toSeconds(settings.ttl)
-      if (typeof changed === "string" || !Number.isInteger(seconds) || seconds < 1) {
-        const why = typeof changed === "string" ? changed : `${seconds} s is not a whole number of seconds`
-        return new InvalidStatement({ message: `no ttl for "${info.redacted}": ${why}`, cause: undefined })
-      }
-      query = changed.text
-      params = params.toSpliced(changed.index, 0, seconds)
-    }
-    const { consistency, pageSize, serialConsistency, timestamp, trace } = settings
-    const idempotent = !conditional && (settings.idempotent ?? info.isSelect)
-    const driverOptions: Mutable<driver.QueryOptions> = { prepare: info.isPreparable, isIdempotent: idempotent }
+    const problem = problemOf(settings)
+    if (problem !== undefined) return invalid(`${problem}, in "${info.redacted}"`)
+    if (settings.ttl === undefined) return { query: self.text, params: self.params as Array<unknown> }
+    const seconds = Option.map(Duration.fromInput(settings.ttl), Duration.toSeconds).pipe(Option.getOrElse(() => NaN))
+    const changed =
+      Number.isInteger(seconds) && seconds >= 1
+        ? withTtl(self.text)
+        : `${settings.ttl} is not a whole number of seconds`
+    if (typeof changed === "string") return invalid(`no ttl for "${info.redacted}": ${changed}`)
+    return { query: changed.text, params: self.params.toSpliced(changed.index, 0, seconds) }
+  }
+
+  /** As the driver wants it. */
+  const driverOptionsOf = (settings: BatchOptions, conditional: boolean, idempotent: boolean, millis: number) => {
+    const { consistency, serialConsistency, timestamp } = settings
+    const driverOptions: Mutable<driver.QueryOptions> = { prepare: true, isIdempotent: idempotent }
     if (conditional) driverOptions.retry = never
     if (consistency !== undefined) driverOptions.consistency = consistencies[consistency]
     if (serialConsistency !== undefined) driverOptions.serialConsistency = consistencies[serialConsistency]
-    if (pageSize !== undefined) driverOptions.fetchSize = pageSize
     if (timestamp !== undefined) driverOptions.timestamp = timestamp
-    if (trace) driverOptions.traceQuery = true
-    const millis = settings.timeout === undefined ? timeout : Duration.toMillis(settings.timeout)
     if (millis > timeout) driverOptions.readTimeout = millis + 1000
-    return { query, params: params as Array<unknown>, driverOptions, info, conditional, idempotent, millis }
+    return driverOptions
+  }
+
+  const resolve = (self: Statement<any>, mustHaveIf: boolean) => {
+    const settings = settingsOf(self)
+    if ("_tag" in settings) return settings
+    const info = textInfo(self.text)
+    const query = queryOf(self, settings, info)
+    if ("_tag" in query) return query
+    const conditional = info.isConditional
+    if (mustHaveIf && !conditional) return invalid(`not a conditional write, it has no IF: ${info.redacted}`)
+    if (conditional && settings.timestamp !== undefined) {
+      return invalid(`a conditional write gets its timestamp from the server: "${info.redacted}" cannot have another`)
+    }
+    const idempotent = !conditional && (settings.idempotent ?? info.isSelect)
+    const millis = settings.timeout === undefined ? timeout : millisOf(settings.timeout)
+    const driverOptions = driverOptionsOf(settings, conditional, idempotent, millis)
+    if (!info.isPreparable) driverOptions.prepare = false
+    if (settings.pageSize !== undefined) driverOptions.fetchSize = settings.pageSize
+    if (settings.pageState !== undefined) driverOptions.pageState = settings.pageState
+    if (settings.trace) driverOptions.traceQuery = true
+    return { driverOptions, how: { info, queries: [query] as const, conditional, idempotent, millis } }
   }
 
   const warned = new Set<string>()
 
   /** What the server says of a request beside its rows. */
   const heed = <A>(
-    info: TextInfo,
+    { info, queries }: OfStatements,
     result: Page,
     onPage: (page: Page) => Effect.Effect<A, CassandraError>
   ): Effect.Effect<A, CassandraError> => {
@@ -182,22 +219,23 @@ export const makeOperations = (options: Options, transport: Transport): Cassandr
       return fail(new SchemaDisagreement({ message, cause: undefined }))
     }
     if (warnings == null || warnings.length === 0 || warned.has(info.redacted)) return onPage(result)
+    if (warned.size >= maxWarned) warned.clear()
     warned.add(info.redacted)
-    return Effect.andThen(Effect.logWarning(`${info.summary}: ${warnings.join(", ")}`), onPage(result))
+    const message = `${info.summary}: ${withoutValues(warnings.join(", "), queries)}`
+    return Effect.andThen(Effect.logWarning(message), onPage(result))
   }
 
   const page = <A>(
     self: Statement<any>,
-    conditional: boolean,
+    mustHaveIf: boolean,
     pageState: string | undefined,
     onPage: (page: Page) => Effect.Effect<A, CassandraError>
   ): Effect.Effect<A, CassandraError> => {
-    const resolved = resolve(self, conditional)
+    const resolved = resolve(self, mustHaveIf)
     if ("_tag" in resolved) return fail(resolved)
-    if (pageState !== undefined) resolved.driverOptions.pageState = pageState
-    return transport.execute(resolved, resolved.driverOptions, resolved, (result) =>
-      heed(resolved.info, result, onPage)
-    )
+    const { driverOptions, how } = resolved
+    if (pageState !== undefined) driverOptions.pageState = pageState
+    return transport.execute(how.queries[0], driverOptions, how, (result) => heed(how, result, onPage))
   }
 
   const execute = <A = Row>(self: Statement<A>): Effect.Effect<ReadonlyArray<A>, CassandraError> =>
@@ -242,36 +280,54 @@ export const makeOperations = (options: Options, transport: Transport): Cassandr
     onPage: (page: Page) => Effect.Effect<A, CassandraError>
   ): Effect.Effect<A, CassandraError> => {
     const queries: Array<Query> = []
+    let settings: BatchOptions = batchOptions
+    let idempotent = true
     let bytes = 0
-    for (const self of statements) {
-      const resolved = resolve(self, false)
-      if ("_tag" in resolved) return fail(resolved)
-      queries.push({ query: resolved.query, params: resolved.params })
-      for (const param of resolved.params) bytes += sizeOf(param)
+    if (statements.length > maxStatements) {
+      return fail(invalid(`a batch of ${statements.length} statements: the server takes ${maxStatements} at most`))
     }
-    const { consistency, serialConsistency, timestamp, type = "logged" } = batchOptions
-    const idempotent = !conditional && (batchOptions.idempotent ?? false)
-    const driverOptions: Mutable<driver.QueryOptions> = {
-      prepare: true,
-      logged: type === "logged",
-      counter: type === "counter",
-      isIdempotent: idempotent
+    for (const [i, self] of statements.entries()) {
+      const own = settingsOf(self)
+      if ("_tag" in own) return fail(own)
+      const info = textInfo(self.text)
+      const query = queryOf(self, own, info)
+      if ("_tag" in query) return fail(query)
+      if (info.isConditional && !conditional) {
+        return fail(invalid(`"${info.redacted}" has an IF, whose outcome would be lost: use appliedBatch`))
+      }
+      for (const name of ofBatch) {
+        if (batchOptions[name] !== undefined) continue
+        if (i === 0) settings = { ...settings, [name]: own[name] }
+        else if (settings[name] !== own[name]) {
+          const way = name === "timestamp" ? "give each a USING TIMESTAMP" : "set it for the batch"
+          return fail(invalid(`the statements of a batch differ in ${name}: ${way}, as they are sent as one`))
+        }
+      }
+      idempotent &&= own.idempotent ?? false
+      queries.push(query)
+      for (const param of query.params) bytes += sizeOf(param)
     }
-    if (conditional) driverOptions.retry = never
-    if (consistency !== undefined) driverOptions.consistency = consistencies[consistency]
-    if (serialConsistency !== undefined) driverOptions.serialConsistency = consistencies[serialConsistency]
-    if (timestamp !== undefined) driverOptions.timestamp = timestamp
-    const millis = batchOptions.timeout === undefined ? timeout : Duration.toMillis(batchOptions.timeout)
-    if (millis > timeout) driverOptions.readTimeout = millis + 1000
+    const problem = problemOf(settings)
+    if (problem !== undefined) return fail(invalid(`${problem}, in a batch`))
+    if (conditional && settings.timestamp !== undefined) {
+      return fail(invalid("a conditional batch gets its timestamp from the server, and cannot have another"))
+    }
+    if (conditional && !statements.some(({ text }) => textInfo(text).isConditional)) {
+      return fail(invalid("not a conditional batch, none of its statements has an IF: use batch"))
+    }
+    idempotent = !conditional && (batchOptions.idempotent ?? idempotent)
+    const millis = settings.timeout === undefined ? timeout : millisOf(settings.timeout)
+    const driverOptions = driverOptionsOf(settings, conditional, idempotent, millis)
+    driverOptions.logged = (settings.type ?? "logged") === "logged"
+    driverOptions.counter = settings.type === "counter"
     const first = textInfo(statements[0]!.text)
     const info: TextInfo = {
       ...first,
       operation: "BATCH",
       summary: first.table === undefined ? "BATCH" : `BATCH ${first.table}`
     }
-    const send = transport.batch(queries, driverOptions, { info, conditional, idempotent, millis }, (result) =>
-      heed(info, result, onPage)
-    )
+    const how = { info, queries, conditional, idempotent, millis }
+    const send = transport.batch(driverOptions, how, (result) => heed(how, result, onPage))
     if (bytes <= maxBatchSize) return send
     return Effect.flatMap(countPartitions(queries), (partitions) => {
       if (partitions === 1) return send
@@ -301,7 +357,7 @@ export const makeOperations = (options: Options, transport: Transport): Cassandr
       page(self, false, undefined, (result) =>
         Effect.map(rowsOf(self, result), (rows) => ({
           rows,
-          hasMore: Boolean(result.pageState),
+          pageState: result.pageState ?? undefined,
           coordinator: result.info.queriedHost,
           traceId: result.info.traceId?.toString(),
           warnings: result.info.warnings ?? []

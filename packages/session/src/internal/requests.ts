@@ -1,12 +1,12 @@
 import driver from "cassandra-driver"
-import { Duration, Effect, Latch, Schedule, Tracer } from "effect"
-import { CassandraError, NoHostAvailable, Overloaded, type Reason } from "../CassandraError.ts"
-import type { Options } from "../CassandraSession.ts"
+import { Effect, Latch, Schedule, Tracer } from "effect"
+import { CassandraError, Overloaded, type Reason, SessionClosed } from "../CassandraError.ts"
 import { Admission, Deadlines, Ticket } from "./admission.ts"
 import { type DriverRetries, hostStates, prepared } from "./client.ts"
-import { toConditionalReason, toReason } from "./driverError.ts"
+import { hideValues, toConditionalReason, toReason } from "./driverError.ts"
 import { SessionMetrics } from "./metrics.ts"
 import type { Carriage, Page, Query, Transport } from "./operations.ts"
+import { millisOf, type Settings } from "./options.ts"
 import { type TextInfo, textInfo } from "./text.ts"
 
 const fail = (reason: Reason) => Effect.fail(new CassandraError({ reason }))
@@ -33,8 +33,7 @@ class Request<A, B> extends Ticket {
   readonly #run: (client: driver.Client) => Promise<A>
   readonly #onValue: (value: A) => Effect.Effect<B, CassandraError>
   readonly #onReason: (reason: Reason) => Effect.Effect<B, CassandraError>
-  readonly #conditional: boolean
-  readonly #info: TextInfo | undefined
+  readonly #how: Carriage
   readonly #resume: (effect: Effect.Effect<B, CassandraError>) => void
   readonly #begin = performance.now()
   #timer: NodeJS.Timeout | undefined
@@ -44,8 +43,7 @@ class Request<A, B> extends Ticket {
     run: (client: driver.Client) => Promise<A>,
     onValue: (value: A) => Effect.Effect<B, CassandraError>,
     onReason: (reason: Reason) => Effect.Effect<B, CassandraError>,
-    conditional: boolean,
-    info: TextInfo | undefined,
+    how: Carriage,
     resume: (effect: Effect.Effect<B, CassandraError>) => void
   ) {
     super()
@@ -53,8 +51,7 @@ class Request<A, B> extends Ticket {
     this.#run = run
     this.#onValue = onValue
     this.#onReason = onReason
-    this.#conditional = conditional
-    this.#info = info
+    this.#how = how
     this.#resume = resume
   }
 
@@ -103,19 +100,21 @@ class Request<A, B> extends Ticket {
 
   #fail(cause: unknown): void {
     if (this.state !== "running") return
-    const reason = this.#conditional ? toConditionalReason(cause) : toReason(cause)
+    hideValues(cause, this.#how.queries)
+    const reason = this.#how.conditional ? toConditionalReason(cause) : toReason(cause)
     this.#finish(this.#onReason(reason), reason)
   }
 
   #finish(result: Effect.Effect<B, CassandraError>, error: Reason | undefined): void {
     const { metrics, slow } = this.#requests
+    const { info } = this.#how
     this.release()
     const elapsed = performance.now() - this.#begin
     metrics.ended(elapsed / 1000, error?._tag)
     this.#resume(
-      elapsed < slow || this.#info === undefined
+      elapsed < slow || info === undefined
         ? result
-        : Effect.andThen(Effect.logWarning(`slow statement, ${Math.round(elapsed)} ms: ${this.#info.redacted}`), result)
+        : Effect.andThen(Effect.logWarning(`slow statement, ${Math.round(elapsed)} ms: ${info.redacted}`), result)
     )
   }
 }
@@ -129,7 +128,7 @@ const mayPass = (error: CassandraError) =>
  * scope ends.
  */
 export const driverTransport = Effect.fnUntraced(function* (
-  options: Options,
+  options: Settings,
   client: driver.Client,
   driverRetries: DriverRetries
 ) {
@@ -139,9 +138,9 @@ export const driverTransport = Effect.fnUntraced(function* (
   client.on("hostDown", (host: driver.Host) => log(Effect.logWarning(`Cassandra node ${host.address} is down`)))
   client.on("hostUp", (host: driver.Host) => log(Effect.logInfo(`Cassandra node ${host.address} is up`)))
 
-  const timeout = Duration.toMillis(options.requestTimeout ?? "10 seconds")
+  const timeout = millisOf(options.requestTimeout)
   const idle = Latch.makeUnsafe(true)
-  const admission = new Admission(options.maxInFlight ?? 2048, options.maxQueued ?? 16384, () => idle.openUnsafe())
+  const admission = new Admission(options.maxInFlight, options.maxQueued, () => idle.openUnsafe())
   const metrics = new SessionMetrics(context, options.keyspace, () => ({
     inFlight: admission.inFlight,
     queued: admission.queued,
@@ -154,7 +153,7 @@ export const driverTransport = Effect.fnUntraced(function* (
     deadlines: new Deadlines(timeout),
     metrics,
     timeout,
-    slow: Duration.toMillis(options.slowStatement ?? "1 second")
+    slow: millisOf(options.slowStatement)
   }
   let closed = false
   yield* Effect.addFinalizer(() =>
@@ -173,104 +172,109 @@ export const driverTransport = Effect.fnUntraced(function* (
     run: (client: driver.Client) => Promise<A>,
     onValue: (value: A) => Effect.Effect<B, CassandraError>,
     onReason: (reason: Reason) => Effect.Effect<B, CassandraError>,
-    conditional: boolean,
-    millis: number,
-    info: TextInfo | undefined
+    how: Carriage,
+    millis = how.millis
   ): Effect.Effect<B, CassandraError> =>
     Effect.callback<B, CassandraError>((resume) => {
-      if (closed) return resume(fail(new NoHostAvailable({ message: "the session is closed", cause: undefined })))
-      const request = new Request(requests, run, onValue, onReason, conditional, info, resume)
+      if (closed) return resume(fail(new SessionClosed({ message: "the session is closed", cause: undefined })))
+      const request = new Request(requests, run, onValue, onReason, how, resume)
       request.submit(millis)
       if (request.state !== "done") return Effect.sync(() => request.release())
     })
 
   /** With the tries that an idempotent request has, all within its time. */
-  const request = <A, B>(
+  const carry = <A, B>(
     run: (client: driver.Client) => Promise<A>,
     onValue: (value: A) => Effect.Effect<B, CassandraError>,
-    idempotent: boolean,
-    millis: number,
-    info: TextInfo | undefined
+    how: Carriage
   ): Effect.Effect<B, CassandraError> => {
-    if (!idempotent) return submit(run, onValue, fail, false, millis, info)
-    const begin = performance.now()
-    const again = (error: CassandraError) => mayPass(error) && performance.now() - begin < millis
-    const onReason = (reason: Reason): Effect.Effect<B, CassandraError> => {
-      const first = new CassandraError({ reason })
-      if (!again(first)) return Effect.fail(first)
-      let tries = 0
-      return Effect.suspend(() => {
-        if (tries++ === 0) return Effect.fail(first)
-        metrics.retries++
-        return submit(run, onValue, fail, false, Math.max(1, millis - (performance.now() - begin)), info)
-      }).pipe(Effect.retry({ schedule, while: again }))
-    }
-    return submit(run, onValue, onReason, false, millis, info)
+    if (!how.idempotent) return submit(run, onValue, fail, how)
+    return Effect.suspend(() => {
+      const end = performance.now() + how.millis
+      const onReason = (reason: Reason): Effect.Effect<B, CassandraError> => {
+        let last = new CassandraError({ reason })
+        if (!mayPass(last)) return Effect.fail(last)
+        let tries = 0
+        return Effect.suspend(() => {
+          if (tries++ === 0) return Effect.fail(last)
+          metrics.retries++
+          return submit(run, onValue, fail, how, Math.max(1, end - performance.now()))
+        }).pipe(
+          Effect.tapError((error) =>
+            Effect.sync(() => {
+              last = error
+            })
+          ),
+          Effect.retry({ schedule, while: mayPass }),
+          Effect.timeoutOrElse({ duration: Math.max(0, end - performance.now()), orElse: () => Effect.fail(last) })
+        )
+      }
+      return submit(run, onValue, onReason, how)
+    })
   }
-
-  const carry = <B>(
-    run: (client: driver.Client) => Promise<Page>,
-    how: Carriage,
-    onPage: (page: Page) => Effect.Effect<B, CassandraError>
-  ) =>
-    how.conditional
-      ? submit(run, onPage, fail, true, how.millis, how.info)
-      : request(run, onPage, how.idempotent, how.millis, how.info)
 
   /** A span around a request, where there is a tracer to see it. */
   const traced = <B>(
     run: (client: driver.Client) => Promise<Page>,
-    text: () => string,
-    how: Carriage,
+    how: Carriage & { readonly info: TextInfo },
     onPage: (page: Page) => Effect.Effect<B, CassandraError>
   ): Effect.Effect<B, CassandraError> =>
     Effect.withFiber((fiber) => {
-      if (fiber.getRef(Tracer.Tracer) === Tracer.nativeTracer) return carry(run, how, onPage)
+      if (fiber.getRef(Tracer.Tracer) === Tracer.nativeTracer) return carry(run, onPage, how)
       const { operation, summary, table } = how.info
       const attributes = {
         "db.system.name": "cassandra",
         "db.namespace": options.keyspace,
         "db.operation.name": operation,
         "db.query.summary": summary,
-        "db.query.text": text(),
+        "db.query.text": [...new Set(how.queries.map(({ query }) => textInfo(query).redacted))].join("; "),
         ...(table === undefined ? {} : { "db.collection.name": table })
       }
       return Effect.useSpan(summary, { kind: "client", attributes }, (span) =>
-        carry(run, how, (page) => {
-          const [, address, port] = /^(.*):(\d+)$/.exec(page.info.queriedHost) ?? []
-          span.attribute("server.address", address ?? page.info.queriedHost)
-          if (port !== undefined) span.attribute("server.port", Number(port))
-          span.attribute("db.response.returned_rows", page.rows?.length ?? 0)
-          return onPage(page)
-        }).pipe(Effect.tapError((error) => Effect.sync(() => span.attribute("error.type", error.reason._tag))))
+        carry(
+          run,
+          (page) => {
+            const [, address, port] = /^(.*):(\d+)$/.exec(page.info.queriedHost) ?? []
+            span.attribute("server.address", address ?? page.info.queriedHost)
+            if (port !== undefined) span.attribute("server.port", Number(port))
+            span.attribute("db.response.returned_rows", page.rows?.length ?? 0)
+            return onPage(page)
+          },
+          how
+        ).pipe(Effect.tapError((error) => Effect.sync(() => span.attribute("error.type", error.reason._tag))))
       )
     })
+
+  /** Of what is no statement. */
+  const bare = (idempotent: boolean): Carriage => ({
+    info: undefined,
+    queries: [],
+    conditional: false,
+    idempotent,
+    millis: timeout
+  })
 
   const transport: Transport = {
     execute: ({ params, query }, driverOptions, how, onPage) =>
       traced(
         // The driver's types miss what its results have at run time.
         (client) => client.execute(query, params, driverOptions) as Promise<unknown> as Promise<Page>,
-        () => how.info.redacted,
         how,
         onPage
       ),
-    batch: (queries, driverOptions, how, onPage) =>
+    batch: (driverOptions, how, onPage) =>
       traced(
-        (client) => client.batch(queries as Array<Query>, driverOptions) as Promise<unknown> as Promise<Page>,
-        () => [...new Set(queries.map(({ query }) => textInfo(query).redacted))].join("; "),
+        (client) => client.batch(how.queries as Array<Query>, driverOptions) as Promise<unknown> as Promise<Page>,
         how,
         onPage
       ),
     prepare: (text) =>
-      request(
+      carry(
         (client) => prepared(client, text),
         ({ meta }) => Effect.succeed(meta),
-        true,
-        timeout,
-        undefined
+        bare(true)
       ),
-    use: (f) => submit(f, Effect.succeed, fail, false, timeout, undefined),
+    use: (f) => submit(f, Effect.succeed, fail, bare(false)),
     state: () => ({ hosts: hostStates(client), inFlight: admission.inFlight, queued: admission.queued }),
     onSpeculative: (count) => {
       metrics.speculative += count
