@@ -19,7 +19,7 @@ const files: Record<string, string> = {}
 const [entity, test, view, all] = examples("README.md")
 Object.assign(files, { "entity.ts": entity, "test.ts": test, "view.ts": view, "all.ts": all })
 /** Those that need a session only, by their file. */
-const pages: Array<string> = []
+const pages = ["session-0.ts"]
 for (const name of readdirSync(join(root, "packages"))) {
   for (const [i, example] of examples(`packages/${name}/README.md`).entries()) files[`${name}-${i}.ts`] = example
   const docs = join(root, "packages", name, "docs")

@@ -20,7 +20,8 @@ const certificates = Config.schema(
   "tls"
 ).pipe(Config.map(({ key, ...rest }) => (key === undefined ? rest : { ...rest, key: Redacted.value(key) })))
 
-const fields = {
+/** All options but those that are code. */
+export const fields = {
   keyspace: Config.String("keyspace"),
   contactPoints: optional(Config.Array(Schema.Trim, "contactPoints")),
   localDataCenter: optional(Config.String("localDataCenter")),
@@ -45,6 +46,6 @@ const fields = {
   speculative: optional(speculative),
   slowStatement: optional(Config.Duration("slowStatement")),
   maxBatchSize: optional(Config.Int("maxBatchSize"))
-} satisfies { readonly [K in keyof Options]?: Config.Config<Options[K]> }
+} satisfies { readonly [K in Exclude<keyof Options, "retry" | "profiles">]-?: Config.Config<Options[K]> }
 
 export const config: Config.Config<Options> = Config.all(fields)
