@@ -5,12 +5,10 @@ import { JournalError } from "@effect-cassandra/journal/JournalError"
 import { Schema } from "effect"
 
 const Entity = { entityType: Schema.String, entityId: Schema.String, message: Schema.String }
+const Command = { ...Entity, command: Schema.String }
 
-/** The command is not one of the entity's, or its payload does not fit the schema. */
-export class MalformedCommand extends Schema.TaggedError<MalformedCommand>()("MalformedCommand", {
-  ...Entity,
-  command: Schema.String
-}) {}
+/** The payload of a command does not fit its schema. */
+export class MalformedCommand extends Schema.TaggedError<MalformedCommand>()("MalformedCommand", Command) {}
 
 /** A stored event is of an unknown type or does not fit its schema, so the entity's state cannot be known. */
 export class UndecodableEvent extends Schema.TaggedError<UndecodableEvent>()("UndecodableEvent", {
@@ -22,6 +20,31 @@ export class UndecodableEvent extends Schema.TaggedError<UndecodableEvent>()("Un
 /** Another process kept storing events of the entity; the command was decided anew several times and not stored. */
 export class TooManyConflicts extends Schema.TaggedError<TooManyConflicts>()("TooManyConflicts", Entity) {}
 
+/** So many commands of the entity wait already that this one was not accepted: try later, or raise `mailboxSize`. */
+export class MailboxFull extends Schema.TaggedError<MailboxFull>()("MailboxFull", {
+  ...Command,
+  /** Commands that wait. */
+  size: Schema.Number
+}) {}
+
+/** The command was not answered in time (`askTimeout`). */
+export class CommandTimeout extends Schema.TaggedError<CommandTimeout>()("CommandTimeout", {
+  ...Command,
+  /** How long the caller waited. */
+  millis: Schema.Number,
+  /** Whether its events are stored: `"no"`, or `"unknown"` when the journal had them already. */
+  stored: Schema.Literals(["no", "unknown"])
+}) {}
+
+/** The entity could not be loaded in time (`recoveryTimeout`). */
+export class RecoveryTimeout extends Schema.TaggedError<RecoveryTimeout>()("RecoveryTimeout", {
+  ...Entity,
+  millis: Schema.Number
+}) {}
+
+/** The entities of this process are closing; commands that they had accepted before are finished. */
+export class EntitiesClosed extends Schema.TaggedError<EntitiesClosed>()("EntitiesClosed", Command) {}
+
 /** The journal could not do its part; its reason says whether the events may have been stored. */
 export class JournalFailure extends Schema.TaggedError<JournalFailure>()("JournalFailure", {
   ...Entity,
@@ -29,7 +52,16 @@ export class JournalFailure extends Schema.TaggedError<JournalFailure>()("Journa
 }) {}
 
 /** Why a command got no answer from the entity. */
-export const Reason = Schema.Union([MalformedCommand, UndecodableEvent, TooManyConflicts, JournalFailure])
+export const Reason = Schema.Union([
+  MalformedCommand,
+  UndecodableEvent,
+  TooManyConflicts,
+  MailboxFull,
+  CommandTimeout,
+  RecoveryTimeout,
+  EntitiesClosed,
+  JournalFailure
+])
 
 /** Why a command got no answer from the entity. */
 export type Reason = typeof Reason.Type
@@ -38,5 +70,13 @@ export type Reason = typeof Reason.Type
 export class EntityError extends Schema.TaggedError<EntityError>()("EntityError", { reason: Reason }) {
   override get message(): string {
     return `${this.reason._tag}: ${this.reason.message}`
+  }
+
+  /** The events of the command may have been stored all the same; otherwise they surely were not. */
+  get maybeStored(): boolean {
+    const { reason } = this
+    return reason._tag === "CommandTimeout"
+      ? reason.stored === "unknown"
+      : reason._tag === "JournalFailure" && reason.cause.reason._tag === "OutcomeUnknown"
   }
 }

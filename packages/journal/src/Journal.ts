@@ -111,6 +111,8 @@ export class Journal extends Context.Service<
      * `SequenceConflict` if it is not. Concurrent calls share one request.
      */
     readonly confirm: (entity: EntityKey, position: Position) => Effect.Effect<Position, JournalError>
+    /** Whether this process has seen no event of the entity beyond a position. Nobody is asked. */
+    readonly isCurrent: (entity: EntityKey, position: Position) => boolean
     /** Saves a state and removes the snapshots at `removeThrough` or before. */
     readonly saveSnapshot: (
       entity: EntityKey,

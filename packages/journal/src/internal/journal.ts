@@ -164,6 +164,9 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
       )
     )
 
+  const isCurrent = ({ entityId, entityType }: EntityKey, { sequence, validThrough }: Position) =>
+    logs.get(entityType)?.[shardOf(entityId)]?.isCurrent(entityId, sequence, validThrough) ?? false
+
   const envelope = (log: ShardLog, entry: Entry): EventEnvelope => ({
     entityType: log.log.entityType,
     entityId: entry.entityId,
@@ -368,6 +371,7 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
     append,
     load,
     confirm,
+    isCurrent,
     saveSnapshot,
     events,
     currentEvents,

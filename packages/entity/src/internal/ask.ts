@@ -1,0 +1,49 @@
+import type { Context, Effect, Exit, Fiber } from "effect"
+import type { Instance } from "./instance.ts"
+import type { Command } from "./model.ts"
+
+/** A command on its way: from the caller to its entity, and back. */
+export class Ask<State> {
+  /** `"storing"` from when its events are with the journal, which takes nothing back. */
+  phase: "waiting" | "deciding" | "storing" = "waiting"
+  /** The caller has its answer, or wants none any more. */
+  answered = false
+  /** Runs the handler and what follows. */
+  fiber: Fiber.Fiber<unknown, unknown> | undefined
+  /** How often it was decided anew. */
+  conflicts = 0
+  /** Events that it stored. */
+  stored = 0
+  readonly begin = performance.now()
+  /** Milliseconds of the clock. */
+  readonly since: number
+  readonly instance: Instance<State>
+  readonly command: Command<State>
+  readonly payload: unknown
+  /** What the caller's effects see. */
+  readonly context: Context.Context<never>
+  readonly #resume: (answer: Effect.Effect<unknown, unknown>) => void
+
+  constructor(
+    instance: Instance<State>,
+    command: Command<State>,
+    payload: unknown,
+    context: Context.Context<never>,
+    since: number,
+    resume: (answer: Effect.Effect<unknown, unknown>) => void
+  ) {
+    this.instance = instance
+    this.command = command
+    this.payload = payload
+    this.context = context
+    this.since = since
+    this.#resume = resume
+  }
+
+  /** Tells the caller, once. */
+  answer(exit: Exit.Exit<unknown, unknown>): void {
+    if (this.answered) return
+    this.answered = true
+    this.#resume(exit)
+  }
+}

@@ -1,0 +1,556 @@
+/**
+ * The entities of one type in this process: commands take turns at each, are decided, stored and answered.
+ */
+import type { Journal } from "@effect-cassandra/journal/Journal"
+import type { JournalError } from "@effect-cassandra/journal/JournalError"
+import { Cause, type Clock, type Context, Effect, Exit, Fiber, Latch, type Scope, Semaphore, Tracer } from "effect"
+import {
+  CommandTimeout,
+  EntitiesClosed,
+  EntityError,
+  JournalFailure,
+  MailboxFull,
+  MalformedCommand,
+  type Reason,
+  RecoveryTimeout,
+  TooManyConflicts
+} from "../EntityError.ts"
+import { Ask } from "./ask.ts"
+import { Instance, type Loaded } from "./instance.ts"
+import type { EntityMetrics } from "./metrics.ts"
+import type { AnyDecision, Command, Model } from "./model.ts"
+import type { Settings } from "./options.ts"
+import { recover } from "./recovery.ts"
+
+const snapshotWrites = 4
+
+/** What the entities of a type work with. */
+export interface Environment<State> {
+  readonly model: Model<State>
+  readonly settings: Settings
+  readonly journal: Journal["Service"]
+  readonly metrics: EntityMetrics
+  readonly clock: Clock.Clock
+  /** What handlers depend on. */
+  readonly services: Context.Context<never>
+  /** Of what goes on without a caller. */
+  readonly scope: Scope.Scope
+  /** Runs when an entity has been loaded. */
+  readonly recovered: ((state: State, entityId: string) => Effect.Effect<void, never, any>) | undefined
+}
+
+type Answer = Effect.Effect<unknown, unknown>
+
+const fail = (reason: Reason) => Effect.fail(new EntityError({ reason }))
+
+export class Entities<State> {
+  readonly #env: Environment<State>
+  readonly #entityType: string
+  readonly #instances = new Map<string, Instance<State>>()
+  /** Commands under way, the oldest first: all have the same time to be answered. */
+  readonly #asks = new Set<Ask<State>>()
+  readonly #recovering: Semaphore.Semaphore
+  readonly #saving = Semaphore.makeUnsafe(snapshotWrites)
+  #closing = false
+  readonly #finished = Latch.makeUnsafe(true)
+
+  constructor(env: Environment<State>) {
+    this.#env = env
+    this.#entityType = env.model.entityType
+    this.#recovering = Semaphore.makeUnsafe(env.settings.maxRecoveries)
+  }
+
+  get active(): number {
+    return this.#instances.size
+  }
+
+  // ------------------------------------------------------------------------------------------------ asking
+
+  /** Gives a command to its entity, which is brought into memory if it is not there. */
+  ask(entityId: string, command: Command<State>, payload: unknown): Answer {
+    const problem = command.problem(payload)
+    if (problem !== undefined) {
+      this.#env.metrics.failed("MalformedCommand")
+      const message = `${command.tag} for ${this.#entityType} "${entityId}": ${problem}`
+      return fail(new MalformedCommand({ ...this.#names(entityId, command), message }))
+    }
+    return Effect.withFiber((fiber) => {
+      if (command.readOnly === "local") {
+        const answer = this.#readNow(entityId, command, payload)
+        if (answer !== undefined) return answer
+      }
+      return fiber.getRef(Tracer.Tracer) === Tracer.nativeTracer
+        ? this.#submit(entityId, command, payload, fiber.context)
+        : this.#traced(entityId, command, payload)
+    })
+  }
+
+  /** The answer of a local read that has nothing to wait for. */
+  #readNow(entityId: string, command: Command<State>, payload: unknown): Answer | undefined {
+    const instance = this.#instances.get(entityId)
+    if (instance === undefined || this.#closing) return undefined
+    const { loaded } = instance
+    if (loaded === undefined || !this.#isCurrent(entityId, loaded)) return undefined
+    const decided = command.decide(loaded.state, payload)
+    if (Effect.isEffect(decided)) return undefined
+    instance.lastUsed = this.#now()
+    this.#env.metrics.localReads++
+    return answerOf(decided, loaded.state)
+  }
+
+  #submit(entityId: string, command: Command<State>, payload: unknown, context: Context.Context<never>): Answer {
+    return Effect.callback((resume) => {
+      const names = this.#names(entityId, command)
+      if (this.#closing) {
+        const message = `${command.tag} for ${this.#entityType} "${entityId}": the entities of this process are closing`
+        return resume(fail(new EntitiesClosed({ ...names, message })))
+      }
+      const instance = this.#instanceOf(entityId)
+      const size = instance.waiting?.length ?? 0
+      if (size >= this.#env.settings.mailboxSize && command.readOnly === undefined) {
+        this.#env.metrics.failed("MailboxFull")
+        const message = `${command.tag} for ${this.#entityType} "${entityId}": ${size} commands wait already (mailboxSize): try later`
+        return resume(fail(new MailboxFull({ ...names, size, message })))
+      }
+      const ask = new Ask(instance, command, payload, context, this.#now(), resume)
+      this.#asks.add(ask)
+      if (command.readOnly !== undefined) this.#startRead(ask)
+      else if (instance.running === undefined && instance.waiting === undefined && instance.defects === 0) {
+        this.#start(ask)
+      } else {
+        this.#env.metrics.waiting++
+        if (instance.waiting === undefined) instance.waiting = [ask]
+        else instance.waiting.push(ask)
+        this.#drain(instance)
+      }
+      if (!ask.answered) return Effect.suspend(() => this.#withdraw(ask))
+    })
+  }
+
+  /** A span around a command, where there is a tracer to see it. */
+  #traced(entityId: string, command: Command<State>, payload: unknown): Answer {
+    const attributes: Record<string, unknown> = { "entity.type": this.#entityType, "entity.command": command.tag }
+    if (this.#env.settings.spanEntityId) attributes["entity.id"] = entityId
+    return Effect.useSpan(`${this.#entityType}.${command.tag}`, { attributes }, (span) =>
+      Effect.withParentSpan(
+        Effect.withFiber((fiber) => this.#submit(entityId, command, payload, fiber.context)),
+        span
+      )
+    )
+  }
+
+  /** The caller was interrupted: what is not with the journal yet is given up. */
+  #withdraw(ask: Ask<State>): Effect.Effect<void> {
+    const { fiber, phase } = ask
+    ask.answered = true
+    if (phase === "waiting") {
+      this.#unqueue(ask)
+      this.#ended(ask)
+    }
+    return phase === "deciding" && fiber !== undefined ? Effect.asVoid(Fiber.interrupt(fiber)) : Effect.void
+  }
+
+  // ------------------------------------------------------------------------------------------------ the mailbox
+
+  /** Starts what is next, unless something has its turn, or the entity is to be restarted later. */
+  #drain(instance: Instance<State>): void {
+    if (instance.draining) return
+    instance.draining = true
+    while (instance.running === undefined && instance.waiting !== undefined) {
+      const pause = instance.restartAt - this.#now()
+      if (pause > 0) {
+        const later = Effect.sync(() => {
+          instance.draining = false
+          this.#drain(instance)
+        })
+        Fiber.runIn(Effect.runForkWith(this.#env.services)(Effect.delay(later, pause)), this.#env.scope)
+        return
+      }
+      const ask = instance.waiting[0]!
+      this.#unqueue(ask)
+      this.#start(ask)
+    }
+    instance.draining = false
+    this.#stopIfIdle(instance)
+  }
+
+  #unqueue(ask: Ask<State>): void {
+    const { waiting } = ask.instance
+    const place = waiting?.indexOf(ask) ?? -1
+    if (place < 0) return
+    this.#env.metrics.waiting--
+    if (waiting!.length === 1) ask.instance.waiting = undefined
+    else waiting!.splice(place, 1)
+  }
+
+  #start(ask: Ask<State>): void {
+    const { instance } = ask
+    instance.running = ask
+    instance.lastUsed = ask.since
+    this.#run(
+      ask,
+      () => this.#turn(ask),
+      (exit) => {
+        instance.running = undefined
+        // An interruption that leaves an append behind, or a defect: the next command loads the entity again.
+        if (Exit.isFailure(exit) && Cause.hasDies(exit.cause)) this.#restart(ask, exit.cause)
+        else if (Exit.hasInterrupts(exit)) {
+          if (ask.phase === "storing") instance.loaded = undefined
+        } else instance.defects = 0
+        this.#finish(ask, exit)
+        this.#drain(instance)
+      }
+    )
+  }
+
+  #startRead(ask: Ask<State>): void {
+    const { instance } = ask
+    instance.reads++
+    instance.lastUsed = ask.since
+    this.#run(
+      ask,
+      () => this.#read(ask),
+      (exit) => {
+        instance.reads--
+        this.#finish(ask, exit)
+        this.#stopIfIdle(instance)
+      }
+    )
+  }
+
+  #run(ask: Ask<State>, effect: () => Answer, onExit: (exit: Exit.Exit<unknown, unknown>) => void): void {
+    ask.phase = "deciding"
+    ask.fiber = Effect.runForkWith(ask.context)(Effect.suspend(effect))
+    ask.fiber.addObserver(onExit)
+  }
+
+  #ended(ask: Ask<State>): void {
+    this.#asks.delete(ask)
+    if (this.#closing && this.#asks.size === 0) this.#finished.openUnsafe()
+  }
+
+  #finish(ask: Ask<State>, exit: Exit.Exit<unknown, unknown>): void {
+    this.#ended(ask)
+    const { metrics } = this.#env
+    if (Exit.isFailure(exit)) {
+      const reason = exit.cause.reasons[0]
+      if (reason?._tag === "Die") metrics.failed("Defect")
+      else if (reason?._tag === "Fail" && reason.error instanceof EntityError) metrics.failed(reason.error.reason._tag)
+    }
+    metrics.answered((performance.now() - ask.begin) / 1000)
+    ask.answer(exit)
+  }
+
+  /** Forgets the state, which may be half changed, and lets the entity rest, longer from defect to defect. */
+  #restart(ask: Ask<State>, cause: Cause.Cause<unknown>): void {
+    const { instance } = ask
+    const { maxRestartBackOff, restartBackOff } = this.#env.settings
+    instance.loaded = undefined
+    const pause = Math.min(maxRestartBackOff, restartBackOff * 2 ** instance.defects++)
+    instance.restartAt = this.#now() + pause
+    this.#env.metrics.restarts++
+    Effect.runForkWith(ask.context)(
+      Effect.logError(
+        `${ask.command.tag} for ${this.#entityType} "${instance.entityId}" ended with a defect, the entity restarts in ${pause} ms`,
+        cause
+      )
+    )
+  }
+
+  // ------------------------------------------------------------------------------------------------ a turn
+
+  /** Decides a command, stores its events, and gives the reply; decides anew when another process was first. */
+  #turn(ask: Ask<State>): Answer {
+    const { instance } = ask
+    const { loaded } = instance
+    if (loaded === undefined) return Effect.flatMap(this.#load(instance), () => this.#turn(ask))
+    const decided = ask.command.decide(loaded.state, ask.payload)
+    return Effect.isEffect(decided)
+      ? Effect.flatMap(this.#provide(instance, decided), (decision) => this.#carryOut(ask, loaded, decision))
+      : this.#carryOut(ask, loaded, decided)
+  }
+
+  #carryOut(ask: Ask<State>, loaded: Loaded<State>, decision: AnyDecision<State>): Answer {
+    if (decision._tag !== "Persist" || decision.events.length === 0) {
+      // A reply without events, and a rejection, must not rest on a state that another process has outdated.
+      return Effect.matchEffect(this.#confirm(ask.instance, loaded), {
+        onFailure: (error) => this.#onFailure(ask, loaded, error),
+        onSuccess: () => answerOf(decision, loaded.state)
+      })
+    }
+    const { journal, model } = this.#env
+    const { entityId } = ask.instance
+    let { state } = loaded
+    const events: Array<{ readonly type: string; readonly payload: unknown }> = []
+    for (const event of decision.events) {
+      state = model.apply(state, event)
+      events.push(model.events.encode(event))
+    }
+    ask.phase = "storing"
+    const { sequence, validThrough } = loaded
+    return Effect.matchEffect(
+      journal.append({ entityType: this.#entityType, entityId, sequence, validThrough, events }),
+      {
+        onFailure: (error) => this.#onFailure(ask, loaded, error),
+        onSuccess: (position) => this.#stored(ask, decision, sequence, { state, ...position })
+      }
+    )
+  }
+
+  #stored(
+    ask: Ask<State>,
+    decision: Extract<AnyDecision<State>, { readonly _tag: "Persist" }>,
+    before: number,
+    loaded: Loaded<State>
+  ): Answer {
+    const { snapshotEvery } = this.#env.settings
+    ask.instance.loaded = loaded
+    ask.stored = decision.events.length
+    if (Math.floor(loaded.sequence / snapshotEvery) > Math.floor(before / snapshotEvery)) {
+      this.#saveSnapshot(ask.instance.entityId, loaded)
+    }
+    return Effect.succeed(decision.reply(loaded.state))
+  }
+
+  /** After a failure of the journal the state may no longer be the newest. */
+  #onFailure(ask: Ask<State>, loaded: Loaded<State>, error: JournalError): Answer {
+    const { instance } = ask
+    const { _tag } = error.reason
+    if (_tag !== "StoreFailure" && _tag !== "AppendTooLarge" && instance.loaded === loaded) instance.loaded = undefined
+    if (_tag !== "SequenceConflict") return Effect.fail(this.#journalFailure(instance.entityId, error))
+    ask.phase = "deciding"
+    this.#env.metrics.conflicts++
+    if (ask.conflicts++ < this.#env.settings.maxConflicts) return this.#turn(ask)
+    const message = `${this.#entityType} "${instance.entityId}": other processes stored events ${ask.conflicts} times while the command was decided, nothing of it was stored`
+    return fail(new TooManyConflicts({ entityType: this.#entityType, entityId: instance.entityId, message }))
+  }
+
+  // ------------------------------------------------------------------------------------------------ a read
+
+  /** Answers from a state that is new enough; writes go on meanwhile. */
+  #read(ask: Ask<State>): Answer {
+    const { command, instance } = ask
+    const { loaded } = instance
+    if (loaded === undefined) return Effect.flatMap(this.#load(instance), (fresh) => this.#readFrom(ask, fresh))
+    if (command.readOnly === "local") {
+      return this.#isCurrent(instance.entityId, loaded)
+        ? this.#readFrom(ask, loaded)
+        : Effect.flatMap(this.#load(instance), (fresh) => this.#readFrom(ask, fresh))
+    }
+    return Effect.matchEffect(this.#confirm(instance, loaded), {
+      onFailure: (error) =>
+        error.reason._tag !== "SequenceConflict"
+          ? Effect.fail(this.#journalFailure(instance.entityId, error))
+          : instance.loaded === loaded
+            ? // The log has been looked at after the call, so what is loaded now is new enough.
+              Effect.flatMap(this.#load(instance), (fresh) => this.#readFrom(ask, fresh))
+            : this.#read(ask),
+      onSuccess: () => this.#readFrom(ask, loaded)
+    })
+  }
+
+  #readFrom(ask: Ask<State>, { state }: Loaded<State>): Answer {
+    const decided = ask.command.decide(state, ask.payload)
+    return Effect.isEffect(decided)
+      ? Effect.flatMap(this.#provide(ask.instance, decided), (decision) => answerOf(decision, state))
+      : answerOf(decided, state)
+  }
+
+  // ------------------------------------------------------------------------------------------------ the journal
+
+  /** Asks the cluster whether the state is still the newest. */
+  #confirm({ entityId }: Instance<State>, loaded: Loaded<State>): Effect.Effect<void, JournalError> {
+    return Effect.map(this.#env.journal.confirm({ entityType: this.#entityType, entityId }, loaded), (position) => {
+      if (position.validThrough > loaded.validThrough) loaded.validThrough = position.validThrough
+    })
+  }
+
+  /** Whether this process has seen no event that is missing in the state. */
+  #isCurrent(entityId: string, loaded: Loaded<State>): boolean {
+    return this.#env.journal.isCurrent({ entityType: this.#entityType, entityId }, loaded)
+  }
+
+  /** Loads an entity, once for all who wait; who is interrupted does not stop it. */
+  #load(instance: Instance<State>): Effect.Effect<Loaded<State>, EntityError> {
+    return Effect.suspend(() => {
+      if (instance.loading === undefined) {
+        const { scope, services } = this.#env
+        const fiber = Effect.runForkWith(services)(this.#recover(instance))
+        instance.loading = Fiber.runIn(fiber, scope)
+        fiber.addObserver((exit) => {
+          instance.loading = undefined
+          if (Exit.isFailure(exit)) return
+          const { loaded } = instance
+          if (loaded === undefined || loaded.validThrough <= exit.value.validThrough) instance.loaded = exit.value
+        })
+        return Fiber.join(fiber)
+      }
+      return Fiber.join(instance.loading)
+    })
+  }
+
+  #recover(instance: Instance<State>): Effect.Effect<Loaded<State>, EntityError> {
+    const { entityId } = instance
+    const { journal, metrics, model, recovered, settings } = this.#env
+    return recover(model, journal, entityId).pipe(
+      Effect.timeoutOrElse({
+        duration: settings.recoveryTimeout,
+        orElse: () => {
+          const millis = settings.recoveryTimeout
+          const message = `${this.#entityType} "${entityId}" could not be loaded within ${millis} ms (recoveryTimeout)`
+          return fail(new RecoveryTimeout({ entityType: this.#entityType, entityId, millis, message }))
+        }
+      }),
+      this.#recovering.withPermits(1),
+      Effect.tap(({ state }) => {
+        metrics.recoveries++
+        return recovered === undefined ? Effect.void : (recovered(state, entityId) as Effect.Effect<void>)
+      })
+    )
+  }
+
+  #saveSnapshot(entityId: string, loaded: Loaded<State>): void {
+    const { journal, metrics, model, services, settings } = this.#env
+    const { snapshotEvery, snapshotsKept } = settings
+    const save = Effect.suspend(() =>
+      journal.saveSnapshot(
+        { entityType: this.#entityType, entityId },
+        { sequence: loaded.sequence, validThrough: loaded.validThrough, state: model.encodeState(loaded.state) },
+        loaded.sequence - snapshotEvery * snapshotsKept
+      )
+    ).pipe(
+      this.#saving.withPermits(1),
+      Effect.tap(() => {
+        metrics.snapshots++
+        return Effect.void
+      }),
+      Effect.catchCause((cause) =>
+        Effect.logWarning(
+          `a snapshot of ${this.#entityType} "${entityId}" could not be saved, its events are safe`,
+          cause
+        )
+      )
+    )
+    Fiber.runIn(Effect.runForkWith(services)(save), this.#env.scope)
+  }
+
+  // ------------------------------------------------------------------------------------------------ life
+
+  /** Answers commands whose time is over. */
+  readonly expire: Effect.Effect<void> = Effect.sync(() => {
+    const now = this.#now()
+    for (const ask of this.#asks) {
+      const millis = now - ask.since
+      if (millis < this.#env.settings.askTimeout) return
+      if (ask.answered) continue
+      const { command, fiber, instance, phase } = ask
+      const message = `${command.tag} for ${this.#entityType} "${instance.entityId}" was not answered within ${millis} ms (askTimeout): ${expired[phase]}`
+      const stored = phase === "storing" ? "unknown" : "no"
+      const reason = new CommandTimeout({ ...this.#names(instance.entityId, command), millis, stored, message })
+      this.#env.metrics.failed("CommandTimeout")
+      ask.answer(Exit.fail(new EntityError({ reason })))
+      if (phase === "waiting") {
+        this.#unqueue(ask)
+        this.#ended(ask)
+      } else if (phase === "deciding") fiber?.interruptUnsafe()
+    }
+  })
+
+  /** Lets entities leave memory that had nothing to do for long. */
+  readonly passivateIdle: Effect.Effect<void> = Effect.sync(() => {
+    const before = this.#now() - this.#env.settings.passivateAfter
+    for (const instance of this.#instances.values()) {
+      if (instance.lastUsed <= before && instance.idle) this.#passivate(instance)
+    }
+  })
+
+  /** Lets one entity leave memory as soon as it has nothing to do. */
+  readonly stop = (entityId: string): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      const instance = this.#instances.get(entityId)
+      if (instance === undefined) return Effect.void
+      instance.stopping ??= Latch.makeUnsafe(false)
+      const { stopping } = instance
+      this.#stopIfIdle(instance)
+      return stopping.await
+    })
+
+  #stopIfIdle(instance: Instance<State>): void {
+    if (instance.stopping === undefined || !instance.idle) return
+    this.#passivate(instance)
+    instance.stopping.openUnsafe()
+  }
+
+  #passivate(instance: Instance<State>): void {
+    if (this.#instances.get(instance.entityId) !== instance) return
+    this.#instances.delete(instance.entityId)
+    this.#env.metrics.passivations++
+  }
+
+  /** Refuses what comes, and lets what was accepted finish. */
+  readonly close: Effect.Effect<void> = Effect.suspend(() => {
+    this.#closing = true
+    if (this.#asks.size > 0) this.#finished.closeUnsafe()
+    return Effect.timeoutOption(this.#finished.await, this.#env.settings.shutdownTimeout)
+  }).pipe(
+    Effect.andThen(
+      Effect.sync(() => {
+        for (const ask of this.#asks) {
+          const { command, instance, phase } = ask
+          const what = phase === "storing" ? expired.storing : "nothing was stored"
+          const message = `${command.tag} for ${this.#entityType} "${instance.entityId}": the entities closed before it was done, ${what}`
+          const names = this.#names(instance.entityId, command)
+          ask.answer(Exit.fail(new EntityError({ reason: new EntitiesClosed({ ...names, message }) })))
+          ask.fiber?.interruptUnsafe()
+        }
+        this.#instances.clear()
+      })
+    )
+  )
+
+  // ------------------------------------------------------------------------------------------------ small things
+
+  #now(): number {
+    return this.#env.clock.currentTimeMillisUnsafe()
+  }
+
+  #instanceOf(entityId: string): Instance<State> {
+    let instance = this.#instances.get(entityId)
+    if (instance === undefined) {
+      instance = new Instance(entityId)
+      this.#instances.set(entityId, instance)
+    }
+    return instance
+  }
+
+  #names(entityId: string, command: Command<State>) {
+    return { entityType: this.#entityType, entityId, command: command.tag }
+  }
+
+  #journalFailure(entityId: string, cause: JournalError): EntityError {
+    return new EntityError({
+      reason: new JournalFailure({ entityType: this.#entityType, entityId, message: cause.message, cause })
+    })
+  }
+
+  /** Gives a handler's effect its services, and its logs the entity's name. */
+  #provide<A, E>({ entityId }: Instance<State>, effect: Effect.Effect<A, E, any>): Effect.Effect<A, E> {
+    return Effect.annotateLogs(Effect.provideContext(effect as Effect.Effect<A, E>, this.#env.services), {
+      "entity.type": this.#entityType,
+      "entity.id": entityId
+    })
+  }
+}
+
+/** What has become of a command that took too long. */
+const expired = {
+  waiting: "its turn did not come, nothing was stored",
+  deciding: "it was not decided, nothing was stored",
+  storing: "its events are with the journal, whether they are stored is not known yet"
+}
+
+/** What a caller gets who stored nothing. */
+const answerOf = <State>(decision: AnyDecision<State>, state: State): Answer =>
+  decision._tag === "Reject"
+    ? Effect.fail(decision.error)
+    : Effect.succeed(decision._tag === "Reply" ? decision.value : decision.reply(state))

@@ -1,0 +1,41 @@
+import type { Fiber, Latch } from "effect"
+import type { EntityError } from "../EntityError.ts"
+import type { Ask } from "./ask.ts"
+
+/** A state with its place in the journal. */
+export interface Loaded<State> {
+  readonly state: State
+  readonly sequence: number
+  /** All events of the entity up to this offset of its shard are in the state. */
+  validThrough: number
+}
+
+/** An entity in memory. Small, for there may be many. */
+export class Instance<State> {
+  readonly entityId: string
+  /** Absent until loaded, and after a failure that leaves open what is stored. */
+  loaded: Loaded<State> | undefined
+  loading: Fiber.Fiber<Loaded<State>, EntityError> | undefined
+  /** The command that has its turn; reads have none. */
+  running: Ask<State> | undefined
+  /** The mailbox: those whose turn comes next. */
+  waiting: Array<Ask<State>> | undefined
+  /** Reads under way. */
+  reads = 0
+  lastUsed = 0
+  /** Defects since the last command that ended without one. */
+  defects = 0
+  /** Milliseconds of the clock, before which it is not restarted after a defect. */
+  restartAt = 0
+  draining = false
+  /** Opened when it has left memory, where somebody wants that. */
+  stopping: Latch.Latch | undefined
+
+  constructor(entityId: string) {
+    this.entityId = entityId
+  }
+
+  get idle(): boolean {
+    return this.running === undefined && this.waiting === undefined && this.loading === undefined && this.reads === 0
+  }
+}

@@ -1,0 +1,47 @@
+import { Config, Duration, Effect } from "effect"
+import type { Options } from "../PersistentEntity.ts"
+
+const optional = <A>(config: Config.Config<A>) => Config.withDefault(config, undefined)
+
+const fields = {
+  snapshotEvery: optional(Config.Int("snapshotEvery")),
+  snapshotsKept: optional(Config.Int("snapshotsKept")),
+  passivateAfter: optional(Config.Duration("passivateAfter")),
+  maxConflicts: optional(Config.Int("maxConflicts")),
+  mailboxSize: optional(Config.Int("mailboxSize")),
+  askTimeout: optional(Config.Duration("askTimeout")),
+  maxRecoveries: optional(Config.Int("maxRecoveries")),
+  recoveryTimeout: optional(Config.Duration("recoveryTimeout")),
+  restartBackOff: optional(Config.Duration("restartBackOff")),
+  maxRestartBackOff: optional(Config.Duration("maxRestartBackOff")),
+  shutdownTimeout: optional(Config.Duration("shutdownTimeout")),
+  spanEntityId: optional(Config.Boolean("spanEntityId"))
+} satisfies { readonly [K in keyof Required<Options>]: Config.Config<Options[K]> }
+
+export const config: Config.Config<Options> = Config.all(fields)
+
+/** Options with their defaults; durations in milliseconds. */
+export const settings = Effect.fnUntraced(function* (entityType: string, options: Options) {
+  const count = Effect.fnUntraced(function* (name: keyof Options, value: number, min: number) {
+    if (Number.isInteger(value) && value >= min) return value
+    return yield* Effect.die(
+      new RangeError(`${entityType}: ${name} is ${value}, it must be a whole number from ${min} on`)
+    )
+  })
+  return {
+    snapshotEvery: yield* count("snapshotEvery", options.snapshotEvery ?? 100, 1),
+    snapshotsKept: yield* count("snapshotsKept", options.snapshotsKept ?? 2, 1),
+    passivateAfter: Duration.toMillis(options.passivateAfter ?? "2 minutes"),
+    maxConflicts: yield* count("maxConflicts", options.maxConflicts ?? 50, 0),
+    mailboxSize: yield* count("mailboxSize", options.mailboxSize ?? 1000, 1),
+    askTimeout: Duration.toMillis(options.askTimeout ?? "30 seconds"),
+    maxRecoveries: yield* count("maxRecoveries", options.maxRecoveries ?? 100, 1),
+    recoveryTimeout: Duration.toMillis(options.recoveryTimeout ?? "20 seconds"),
+    restartBackOff: Duration.toMillis(options.restartBackOff ?? "100 millis"),
+    maxRestartBackOff: Duration.toMillis(options.maxRestartBackOff ?? "10 seconds"),
+    shutdownTimeout: Duration.toMillis(options.shutdownTimeout ?? "20 seconds"),
+    spanEntityId: options.spanEntityId ?? false
+  }
+})
+
+export type Settings = Effect.Success<ReturnType<typeof settings>>
