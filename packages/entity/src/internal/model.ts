@@ -63,7 +63,7 @@ export const makeModel = <State, Event extends EventSchema, Commands extends Rpc
     commands.set(tag, {
       tag,
       readOnly: Context.get(command.annotations, Annotation),
-      problem: problemOf(command.payloadSchema as Schema.Codec<unknown>),
+      problem: problemOf(command.payloadSchema),
       decide
     })
   }
@@ -81,7 +81,8 @@ export const makeModel = <State, Event extends EventSchema, Commands extends Rpc
   }
 }
 
-const problemOf = (schema: Schema.Codec<unknown>) => {
+/** Says in words why a value is not of a schema's type. */
+export const problemOf = (schema: Schema.Top) => {
   const type = compiled(Schema.toType(schema)) as Schema.Codec<unknown>
   const isValid = SchemaParser.is(type)
   const decode = SchemaParser.decodeUnknownResult(type)
