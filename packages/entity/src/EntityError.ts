@@ -6,6 +6,8 @@ import { Schema } from "effect"
 
 const Entity = { entityType: Schema.String, entityId: Schema.String, message: Schema.String }
 const Command = { ...Entity, command: Schema.String }
+/** Whether the command's events are stored: `"no"`, or `"unknown"` when the journal had them already. */
+const Stored = Schema.Literals(["no", "unknown"])
 
 /** The payload of a command does not fit its schema. */
 export class MalformedCommand extends Schema.TaggedError<MalformedCommand>()("MalformedCommand", Command) {}
@@ -32,8 +34,7 @@ export class CommandTimeout extends Schema.TaggedError<CommandTimeout>()("Comman
   ...Command,
   /** How long the caller waited. */
   millis: Schema.Number,
-  /** Whether its events are stored: `"no"`, or `"unknown"` when the journal had them already. */
-  stored: Schema.Literals(["no", "unknown"])
+  stored: Stored
 }) {}
 
 /** The entity could not be loaded in time (`recoveryTimeout`). */
@@ -42,8 +43,11 @@ export class RecoveryTimeout extends Schema.TaggedError<RecoveryTimeout>()("Reco
   millis: Schema.Number
 }) {}
 
-/** The entities of this process are closing; commands that they had accepted before are finished. */
-export class EntitiesClosed extends Schema.TaggedError<EntitiesClosed>()("EntitiesClosed", Command) {}
+/** The entities of this process are closing; commands that they had accepted before are finished, if time allows. */
+export class EntitiesClosed extends Schema.TaggedError<EntitiesClosed>()("EntitiesClosed", {
+  ...Command,
+  stored: Stored
+}) {}
 
 /** The journal could not do its part; its reason says whether the events may have been stored. */
 export class JournalFailure extends Schema.TaggedError<JournalFailure>()("JournalFailure", {
@@ -75,7 +79,7 @@ export class EntityError extends Schema.TaggedError<EntityError>()("EntityError"
   /** The events of the command may have been stored all the same; otherwise they surely were not. */
   get maybeStored(): boolean {
     const { reason } = this
-    return reason._tag === "CommandTimeout"
+    return reason._tag === "CommandTimeout" || reason._tag === "EntitiesClosed"
       ? reason.stored === "unknown"
       : reason._tag === "JournalFailure" && reason.cause.reason._tag === "OutcomeUnknown"
   }

@@ -183,11 +183,11 @@ class Steps extends Effectable.Class<AnyOutcome> {
   }
 
   #apply = (state: unknown, event: AnyEvent): unknown => {
-    const { type, payload } = this.#model.events.encode(event)
-    const read = this.#model.events.decode(type, JSON.parse(JSON.stringify(payload)))
+    const { type, payload, version } = this.#model.events.encode(event)
+    const read = this.#model.events.decode(type, JSON.parse(JSON.stringify(payload)), version)
     if (Result.isFailure(read)) throw fault(`a ${type} cannot be read from the journal: ${read.failure}`)
-    if (!isDeepStrictEqual(read.success, event)) {
-      throw fault(`a ${type} comes out of the journal as another`, { actual: read.success, expected: event })
+    if (!isDeepStrictEqual(read.success, [event])) {
+      throw fault(`a ${type} comes out of the journal as another`, { actual: read.success, expected: [event] })
     }
     return this.#model.apply(state, event)
   }

@@ -1,4 +1,4 @@
-import type { Context, Effect, Exit, Fiber } from "effect"
+import type { Context, Effect, Exit, Fiber, Tracer } from "effect"
 import type { Instance } from "./instance.ts"
 import type { Command } from "./model.ts"
 
@@ -14,6 +14,7 @@ export class Ask<State> {
   conflicts = 0
   /** Events that it stored. */
   stored = 0
+  span: Tracer.Span | undefined
   readonly begin = performance.now()
   /** Milliseconds of the clock. */
   readonly since: number

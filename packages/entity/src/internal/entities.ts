@@ -98,12 +98,18 @@ export class Entities<State> {
     return answerOf(decided, loaded.state)
   }
 
-  #submit(entityId: string, command: Command<State>, payload: unknown, context: Context.Context<never>): Answer {
+  #submit(
+    entityId: string,
+    command: Command<State>,
+    payload: unknown,
+    context: Context.Context<never>,
+    span?: Tracer.Span
+  ): Answer {
     return Effect.callback((resume) => {
       const names = this.#names(entityId, command)
       if (this.#closing) {
         const message = `${command.tag} for ${this.#entityType} "${entityId}": the entities of this process are closing`
-        return resume(fail(new EntitiesClosed({ ...names, message })))
+        return resume(fail(new EntitiesClosed({ ...names, stored: "no", message })))
       }
       const instance = this.#instanceOf(entityId)
       const size = instance.waiting?.length ?? 0
@@ -113,6 +119,7 @@ export class Entities<State> {
         return resume(fail(new MailboxFull({ ...names, size, message })))
       }
       const ask = new Ask(instance, command, payload, context, this.#now(), resume)
+      ask.span = span
       this.#asks.add(ask)
       if (command.readOnly !== undefined) this.#startRead(ask)
       else if (instance.running === undefined && instance.waiting === undefined && instance.defects === 0) {
@@ -133,7 +140,7 @@ export class Entities<State> {
     if (this.#env.settings.spanEntityId) attributes["entity.id"] = entityId
     return Effect.useSpan(`${this.#entityType}.${command.tag}`, { attributes }, (span) =>
       Effect.withParentSpan(
-        Effect.withFiber((fiber) => this.#submit(entityId, command, payload, fiber.context)),
+        Effect.withFiber((fiber) => this.#submit(entityId, command, payload, fiber.context, span)),
         span
       )
     )
@@ -168,7 +175,7 @@ export class Entities<State> {
       }
       const ask = instance.waiting[0]!
       this.#unqueue(ask)
-      this.#start(ask)
+      if (!ask.answered) this.#start(ask)
     }
     instance.draining = false
     this.#stopIfIdle(instance)
@@ -232,10 +239,15 @@ export class Entities<State> {
   #finish(ask: Ask<State>, exit: Exit.Exit<unknown, unknown>): void {
     this.#ended(ask)
     const { metrics } = this.#env
+    const { span } = ask
+    span?.attribute("entity.events", ask.stored)
+    span?.attribute("entity.conflicts", ask.conflicts)
     if (Exit.isFailure(exit)) {
       const reason = exit.cause.reasons[0]
-      if (reason?._tag === "Die") metrics.failed("Defect")
-      else if (reason?._tag === "Fail" && reason.error instanceof EntityError) metrics.failed(reason.error.reason._tag)
+      const error = reason?._tag === "Fail" ? reason.error : undefined
+      const name = error instanceof EntityError ? error.reason._tag : reason?._tag === "Die" ? "Defect" : undefined
+      if (name !== undefined) metrics.failed(name)
+      span?.attribute("error.type", name ?? (error as { readonly _tag?: string } | undefined)?._tag ?? reason?._tag)
     }
     metrics.answered((performance.now() - ask.begin) / 1000)
     ask.answer(exit)
@@ -444,7 +456,7 @@ export class Entities<State> {
       if (millis < this.#env.settings.askTimeout) return
       if (ask.answered) continue
       const { command, fiber, instance, phase } = ask
-      const message = `${command.tag} for ${this.#entityType} "${instance.entityId}" was not answered within ${millis} ms (askTimeout): ${expired[phase]}`
+      const message = `${command.tag} for ${this.#entityType} "${instance.entityId}" was not answered within ${millis} ms (askTimeout): ${unfinished[phase]}`
       const stored = phase === "storing" ? "unknown" : "no"
       const reason = new CommandTimeout({ ...this.#names(instance.entityId, command), millis, stored, message })
       this.#env.metrics.failed("CommandTimeout")
@@ -495,14 +507,15 @@ export class Entities<State> {
   }).pipe(
     Effect.andThen(
       Effect.sync(() => {
-        for (const ask of this.#asks) {
+        const left = [...this.#asks]
+        for (const ask of left) {
           const { command, instance, phase } = ask
-          const what = phase === "storing" ? expired.storing : "nothing was stored"
-          const message = `${command.tag} for ${this.#entityType} "${instance.entityId}": the entities closed before it was done, ${what}`
+          const stored = phase === "storing" ? "unknown" : "no"
+          const message = `${command.tag} for ${this.#entityType} "${instance.entityId}": the entities closed before it was done, ${unfinished[phase]}`
           const names = this.#names(instance.entityId, command)
-          ask.answer(Exit.fail(new EntityError({ reason: new EntitiesClosed({ ...names, message }) })))
-          ask.fiber?.interruptUnsafe()
+          ask.answer(Exit.fail(new EntityError({ reason: new EntitiesClosed({ ...names, stored, message }) })))
         }
+        for (const { fiber } of left) fiber?.interruptUnsafe()
         this.#instances.clear()
       })
     )
@@ -543,7 +556,7 @@ export class Entities<State> {
 }
 
 /** What has become of a command that took too long. */
-const expired = {
+const unfinished = {
   waiting: "its turn did not come, nothing was stored",
   deciding: "it was not decided, nothing was stored",
   storing: "its events are with the journal, whether they are stored is not known yet"
