@@ -60,7 +60,7 @@ interface Page {
 const hasTests = (file: string) => files[file]!.includes("@effect/vitest")
 
 // They register their tests when they are loaded.
-for (const file of pages.filter(hasTests)) await import(join(folder, file))
+for (const file of ["test.ts", ...pages.filter(hasTests)]) await import(join(folder, file))
 
 layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })(
   "the examples of the pages run",
