@@ -1,35 +1,29 @@
 /**
- * The read side: runs processors, which follow stored events and keep query views, each from where it stopped.
+ * The read side: runs processors, which follow stored events and keep query views, and puts them into the operator's hand.
  *
  * A view is right whatever happens: statements carry the event's stamp as write timestamp, so executing them twice, or by
- * two processes at once, leaves the same rows, and the offset is stored only after them.
+ * two processes at once, leaves the same rows, and the offset is stored only after them. Several processes share the shards
+ * of all processors by leases in Cassandra; requests are durable, hold for all processes, and the last one wins.
  */
-import { make as makeEventCodec } from "@effect-cassandra/journal/EventCodec"
-import { type EventEnvelope, Journal } from "@effect-cassandra/journal/Journal"
-import type { JournalError } from "@effect-cassandra/journal/JournalError"
-import type { CassandraError } from "@effect-cassandra/session/CassandraError"
-import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
-import { type Statement, make as statement } from "@effect-cassandra/session/Statement"
-import { Context, Duration, Effect, Layer, Result, Schedule, Stream } from "effect"
-import { type Write, Writer } from "./internal/writer.ts"
+import type { Journal } from "@effect-cassandra/journal/Journal"
+import type { CassandraSession } from "@effect-cassandra/session/CassandraSession"
+import { Config, Context, type Duration, Effect, Layer } from "effect"
+import { makeEngine } from "./internal/engine.ts"
+import type { Parked as ParkedEvent } from "./internal/parking.ts"
+import { makeRequests } from "./internal/requests.ts"
 import type { Processor } from "./Processor.ts"
-import {
-  DataLost,
-  HandlerFailure,
-  JournalFailure,
-  ReadSideError,
-  type Reason,
-  StatementRefused,
-  StoreFailure,
-  UndecodableEvent
-} from "./ReadSideError.ts"
+import type { ReadSideError } from "./ReadSideError.ts"
 
 /** Settings of the read side. */
 export interface Options {
   /** How often the offsets are stored. Default: 250 milliseconds. */
   readonly offsetInterval?: Duration.Input | undefined
+  /** After how many events the offset of a shard is stored at the latest. Default: 10 000. */
+  readonly offsetCount?: number | undefined
   /** Requests in flight for each shard of a processor. Default: 16. */
   readonly concurrency?: number | undefined
+  /** Batches that are handled at once, of all processors and shards in this process. Default: 64. */
+  readonly maxBatches?: number | undefined
   /**
    * Under load events are collected for up to this long, so that several writes of a row become one; an event that comes
    * alone does not wait. Default: 200 milliseconds.
@@ -37,255 +31,160 @@ export interface Options {
   readonly maxLinger?: Duration.Input | undefined
   /** The longest pause before an event that failed is tried again. Default: 30 seconds. */
   readonly maxBackOff?: Duration.Input | undefined
+  /**
+   * How long a process that is not heard of keeps its shards, in whole seconds; it is heard of four times in that time. All
+   * processes should have the same. Default: 6 seconds.
+   */
+  readonly lease?: Duration.Input | undefined
+  /** Whether readers use a new version of a processor as soon as it has caught up, or after `switchTo`. Default: `"automatic"`. */
+  readonly switching?: "automatic" | "manual" | undefined
 }
 
-/** Where a processor stands in one shard. */
-export interface Status {
-  readonly processor: string
+/** One shard of an entity type. */
+export interface Shard {
+  /** May be left out where the processor follows one entity type. */
+  readonly entityType?: string | undefined
   readonly shard: number
+}
+
+/** How a processor is doing in one shard. */
+export interface Status {
+  /** With its version, if that is not the first: `balances@2`. */
+  readonly processor: string
+  readonly entityType: string
+  readonly shard: number
+  /**
+   * `waiting`: nobody works on it, because no process runs the processor or it is just changing hands. `failed`: it stands
+   * still at an event, and tries again.
+   */
+  readonly state: "running" | "paused" | "stopped" | "failed" | "waiting"
   /** Events up to here are in the view. */
   readonly offset: number
-  /** Why it stands still, while it tries again; other shards go on. */
-  readonly failure: ReadSideError | undefined
+  /** Offset of the last event that is stored. */
+  readonly head: number
+  /** Events that are stored and not in the view. */
+  readonly lag: number
+  /** Age of the first of them, in milliseconds. */
+  readonly lagMillis: number
+  /** Events a second, of late. */
+  readonly rate: number
+  /** Seconds until the head is reached at this rate; undefined while it stands. */
+  readonly secondsLeft: number | undefined
+  /** Events that are put aside. */
+  readonly parked: number
+  /** Host and process that work on it. */
+  readonly owner: string | undefined
+  readonly failure: { readonly reason: string; readonly message: string; readonly attempts: number } | undefined
 }
 
+/** Where a processor has come to in a shard, as it is stored. */
+export interface StoredOffset {
+  readonly entityType: string
+  readonly shard: number
+  readonly offset: number
+}
+
+/** An event that was put aside. */
+export type Parked = ParkedEvent
+
+/** What names the events that one entity has put aside. */
+export interface ParkedEntity {
+  readonly entityType: string
+  readonly entityId: string
+}
+
+/** A place in the log of a shard, as the journal gives it for what it has stored. */
+export interface LogPosition {
+  readonly entityType: string
+  readonly shard: number
+  readonly offset: number
+}
+
+/** Where to go on: at the first event, after an offset, or with the first event at a time or later. */
+export type RewindTarget = "beginning" | { readonly offset: number } | { readonly time: Date }
+
 /**
- * The processors that run in this process.
+ * The processors of a service, whichever process runs them. Those are named by their `id`: the name, and from the second
+ * version on `name@version`.
  */
 export class ReadSide extends Context.Service<
   ReadSide,
   {
-    readonly status: Effect.Effect<ReadonlyArray<Status>>
+    /** How every shard of every known processor is doing. */
+    readonly status: Effect.Effect<ReadonlyArray<Status>, ReadSideError>
+    /** Lets a processor rest; it keeps its place. */
+    readonly pause: (processor: string) => Effect.Effect<void, ReadSideError>
+    readonly resume: (processor: string) => Effect.Effect<void, ReadSideError>
+    /** Stops a processor, or one of its shards, until it is started. */
+    readonly stop: (processor: string, shard?: Shard) => Effect.Effect<void, ReadSideError>
+    readonly start: (processor: string, shard?: Shard) => Effect.Effect<void, ReadSideError>
+    /**
+     * Goes on elsewhere, in all shards or one. Runners of before are fenced: neither their offsets nor, with `truncate`,
+     * their rows can stand against those of after. With the same code it changes nothing in the view. With changed code
+     * `truncate` is needed, which empties the processor's tables first; or give it a new version.
+     */
+    readonly rewind: (
+      processor: string,
+      to: RewindTarget,
+      options?: { readonly shard?: Shard | undefined; readonly truncate?: boolean | undefined }
+    ) => Effect.Effect<void, ReadSideError>
+    /** The stored offsets of a processor. */
+    readonly offsets: (processor: string) => Effect.Effect<ReadonlyArray<StoredOffset>, ReadSideError>
+    /** As `rewind` of one shard to an offset. */
+    readonly setOffset: (processor: string, shard: Shard, offset: number) => Effect.Effect<void, ReadSideError>
+    /** As `rewind` of all shards to the beginning. */
+    readonly clearOffsets: (processor: string) => Effect.Effect<void, ReadSideError>
+    /**
+     * Waits until a view has the events up to a position; fails with `NotProjected` when that takes longer than the
+     * timeout, 10 seconds by default.
+     */
+    readonly awaitProjected: (
+      processor: string,
+      position: LogPosition,
+      timeout?: Duration.Input
+    ) => Effect.Effect<void, ReadSideError>
+    /** The events that a processor has put aside, by shard and entity, in order. */
+    readonly parked: (processor: string) => Effect.Effect<ReadonlyArray<Parked>, ReadSideError>
+    /** Tries an entity's events that were put aside again, in order, until one fails. */
+    readonly retryParked: (processor: string, entity: ParkedEntity) => Effect.Effect<void, ReadSideError>
+    /** Forgets the first of an entity's events that were put aside, and tries the others again. */
+    readonly skipParked: (processor: string, entity: ParkedEntity) => Effect.Effect<void, ReadSideError>
+    /** The version of a processor that readers are to use: it changes when a newer one has caught up. */
+    readonly activeVersion: (name: string) => Effect.Effect<number, ReadSideError>
+    /** Lets readers use another version, a newer one or the one before. */
+    readonly switchTo: (name: string, version: number) => Effect.Effect<void, ReadSideError>
+    /** Ends a version that readers do not use, and drops its tables. */
+    readonly drop: (name: string, version: number) => Effect.Effect<void, ReadSideError>
   }
 >()("@effect-cassandra/read-side/ReadSide") {
-  /** Creates the tables of the processors where they are missing, and runs the processors until the layer is closed. */
-  static readonly layer = (
-    processors: ReadonlyArray<Processor>,
+  /**
+   * Creates the tables of the processors where they are missing, and takes part in running the processors until the layer
+   * is closed.
+   */
+  static readonly layer = <R = never>(
+    processors: ReadonlyArray<Processor<R>>,
     options: Options = {}
-  ): Layer.Layer<ReadSide, ReadSideError, Journal | CassandraSession> =>
-    Layer.effect(ReadSide, run(processors, options))
-}
-
-/** Stamps of neighbouring events are ten apart. */
-const maxStatements = 10
-
-/** As many events at once are a backlog. */
-const catchUpEvents = 1000
-
-const offsets = `CREATE TABLE IF NOT EXISTS read_side_offsets (
-  processor text, entity_type text, shard int, offset bigint, PRIMARY KEY ((processor, entity_type, shard)))`
-
-interface Runner {
-  readonly processor: Processor
-  readonly shard: number
-  offset: number
-  storedOffset: number
-  /** Failures since the last event that came into the view. */
-  failures: number
-  failure: ReadSideError | undefined
-}
-
-const error = (reason: Reason) => new ReadSideError({ reason })
-const storeFailure = (cause: CassandraError) => error(new StoreFailure({ message: cause.message, cause }))
-const journalFailure = (cause: JournalError) => error(new JournalFailure({ message: cause.message, cause }))
-
-/** The statements of a processor for an event. */
-const makeHandle = ({ definition, name }: Processor, writer: Writer) => {
-  const codec = makeEventCodec(definition.events, { only: Object.keys(definition.handlers) })
-  for (const tag of Object.keys(definition.handlers)) {
-    if (!codec.types.includes(tag))
-      throw new Error(`processor "${name}" has a handler for ${tag}, which is not among its events`)
-  }
-  return (envelope: EventEnvelope): Result.Result<ReadonlyArray<Write>, ReadSideError> => {
-    const { entityId, offset, payload, shard, type } = envelope
-    const events = codec.decode(type, payload)
-    if (Result.isFailure(events)) {
-      const message = `event ${envelope.sequence} of ${envelope.entityType} "${entityId}" is a ${type}, for processor "${name}": ${events.failure}`
-      return Result.fail(
-        error(new UndecodableEvent({ processor: name, entityId, eventType: type, shard, offset, message }))
-      )
-    }
-    const statements: Array<Statement<unknown>> = []
-    for (const event of events.success) {
-      try {
-        const given = definition.handlers[event._tag]!(event, envelope)
-        statements.push(...(Array.isArray(given) ? given : [given]))
-      } catch (cause) {
-        const message = `the handler for ${event._tag} of processor "${name}" threw at "${entityId}": ${cause}`
-        return Result.fail(error(new HandlerFailure({ processor: name, entityId, eventType: type, message, cause })))
-      }
-    }
-    const refused = (text: string, why: string) =>
-      Result.fail(
-        error(
-          new StatementRefused({
-            processor: name,
-            statement: text,
-            message: `the handler for ${type} of processor "${name}" gave a statement that may not be executed twice. ${why}. ${text}`
-          })
-        )
-      )
-    if (statements.length > maxStatements) {
-      return refused(
-        statements[0]!.text,
-        `it gave ${statements.length} statements for one event, ${maxStatements} is the most`
-      )
-    }
-    const writes: Array<Write> = []
-    for (const one of statements) {
-      const why = writer.refusal(one)
-      if (why !== undefined) return refused(one.text, why)
-      writes.push({ statement: one, stamp: envelope.stamp + writes.length })
-    }
-    return Result.succeed(writes)
-  }
-}
-
-const run = Effect.fnUntraced(function* (processors: ReadonlyArray<Processor>, options: Options) {
-  const journal = yield* Journal
-  const session = yield* CassandraSession
-  const scope = yield* Effect.scope
-  const writer = new Writer(session, options.concurrency ?? 16)
-  const maxBackOff = Duration.toMillis(options.maxBackOff ?? "30 seconds")
-
-  const maxLinger = Duration.toMillis(options.maxLinger ?? "200 millis")
-
-  const names = processors.map(({ name }) => name)
-  const twice = names.find((name, i) => names.indexOf(name) !== i)
-  if (twice !== undefined) return yield* Effect.die(new Error(`two processors have the name "${twice}"`))
-
-  yield* session
-    .createTables([offsets, ...processors.flatMap(({ definition }) => definition.tables ?? [])])
-    .pipe(Effect.mapError(storeFailure))
-
-  const loadOffset = Effect.fnUntraced(function* (processor: Processor, shard: number) {
-    const { entityType } = processor.definition
-    const rows = yield* session
-      .execute<{ offset: bigint }>(
-        statement("SELECT offset FROM read_side_offsets WHERE processor = ? AND entity_type = ? AND shard = ?", [
-          processor.name,
-          entityType,
-          shard
-        ])
-      )
-      .pipe(Effect.mapError(storeFailure))
-    const offset = Number(rows[0]?.offset ?? 0)
-    const head = yield* journal.head(entityType, shard).pipe(Effect.mapError(journalFailure))
-    if (offset > head) {
-      const message = `processor "${processor.name}" has stored offset ${offset} of ${entityType} shard ${shard}, whose log ends at ${head}: the log was lost, or an older copy restored`
-      return yield* error(new DataLost({ processor: processor.name, shard, message }))
-    }
-    return offset
-  })
-
-  /** With the offset as write timestamp, a runner that lags behind another cannot set it back. */
-  const saveOffset = (runner: Runner) =>
-    Effect.suspend(() => {
-      const { offset } = runner
-      return Effect.tap(
-        session.execute(
-          statement(
-            "INSERT INTO read_side_offsets (processor, entity_type, shard, offset) VALUES (?, ?, ?, ?)",
-            [runner.processor.name, runner.processor.definition.entityType, runner.shard, BigInt(offset)],
-            { idempotent: true, timestamp: offset }
-          )
-        ),
-        () =>
-          Effect.sync(() => {
-            runner.storedOffset = offset
-          })
-      )
-    })
-
-  /** Follows one shard until interrupted; after a failure it goes on from the last event that is in the view. */
-  const follow = (runner: Runner) => {
-    const handle = makeHandle(runner.processor, writer)
-    return Stream.suspend(() =>
-      journal.events(runner.processor.definition.entityType, runner.shard, runner.offset)
-    ).pipe(
-      Stream.mapError(journalFailure),
-      Stream.runForEachArray((events) =>
-        Effect.suspend(() => {
-          const writes: Array<Write> = []
-          let done = runner.offset
-          let failed: ReadSideError | undefined
-          for (const event of events) {
-            const handled = handle(event)
-            if (Result.isFailure(handled)) {
-              failed = handled.failure
-              break
-            }
-            for (const write of handled.success) writes.push(write)
-            done = event.offset
-          }
-          return writer.write(writes).pipe(
-            Effect.mapError(storeFailure),
-            Effect.flatMap((written) => {
-              if (done > runner.offset) runner.failures = 0
-              runner.offset = done
-              runner.failure = failed
-              if (failed !== undefined) return Effect.fail(failed)
-              // As long as it is worth while, and not when there is more to catch up with than is collected anyway.
-              return written > 1 && events.length < catchUpEvents
-                ? Effect.sleep(Math.min(2 * written, maxLinger))
-                : Effect.void
-            })
-          )
-        })
-      ),
-      Effect.tapError((failure) => {
-        runner.failure = failure
-        return Effect.logError(
-          `processor "${runner.processor.name}" stands still in shard ${runner.shard} after offset ${runner.offset}, trying again: ${failure.message}`
-        )
-      }),
-      Effect.catch(() => Effect.sleep(Math.min(maxBackOff, 100 * 2 ** runner.failures++) * (0.5 + Math.random() / 2))),
-      Effect.forever,
-      Effect.withTracerEnabled(false)
+  ): Layer.Layer<ReadSide, ReadSideError, Journal | CassandraSession | R> =>
+    Layer.effect(
+      ReadSide,
+      Effect.flatMap(makeEngine(processors, options), (engine) => makeRequests(engine))
     )
-  }
 
-  const runners: Array<Runner> = []
-  for (const processor of processors) {
-    const started = yield* Effect.forEach(
-      Array.from({ length: journal.shards }, (_, shard) => shard),
-      (shard) =>
-        Effect.map(
-          loadOffset(processor, shard),
-          (offset): Runner => ({
-            processor,
-            shard,
-            offset,
-            storedOffset: offset,
-            failures: 0,
-            failure: undefined
-          })
-        ),
-      { concurrency: 10 }
-    )
-    runners.push(...started)
-  }
-  const saveOffsets = Effect.suspend(() =>
-    Effect.forEach(
-      runners.filter((runner) => runner.offset > runner.storedOffset),
-      saveOffset,
-      { concurrency: 10, discard: true }
-    )
-  ).pipe(
-    Effect.catch((cause: CassandraError) =>
-      Effect.logWarning(
-        `offsets could not be stored, events since the last ones will be handled again: ${cause.message}`
+  /** As `layer`, with options from Effect's Config. */
+  static readonly layerConfig = <R = never>(
+    processors: ReadonlyArray<Processor<R>>,
+    options: Config.Wrap<Options>
+  ): Layer.Layer<ReadSide, ReadSideError | Config.ConfigError, Journal | CassandraSession | R> =>
+    Layer.effect(
+      ReadSide,
+      Effect.flatMap(Config.unwrap(options), (settings) =>
+        Effect.flatMap(makeEngine(processors, settings), (engine) => makeRequests(engine))
       )
-    ),
-    Effect.withTracerEnabled(false)
+    )
+
+  /** Runs nothing: for tools, and for processes that only ask. */
+  static readonly layerRequests: Layer.Layer<ReadSide, ReadSideError, Journal | CassandraSession> = Layer.effect(
+    ReadSide,
+    makeRequests(undefined)
   )
-  yield* Effect.addFinalizer(() => saveOffsets)
-  yield* Effect.forEach(runners, (runner) => Effect.forkIn(follow(runner), scope), { discard: true })
-  yield* saveOffsets.pipe(Effect.repeat(Schedule.spaced(options.offsetInterval ?? "250 millis")), Effect.forkIn(scope))
-
-  return ReadSide.of({
-    status: Effect.sync(() =>
-      runners.map(({ failure, offset, processor, shard }) => ({ processor: processor.name, shard, offset, failure }))
-    )
-  })
-})
+}

@@ -64,6 +64,13 @@ const lines = (view: string, id: string) =>
     return rows.map(({ sequence }) => Number(sequence))
   })
 
+/** Waits until some shard of a processor stands still, and says why. */
+const failureOf = (name: string) =>
+  Effect.gen(function* () {
+    const found = (yield* (yield* ReadSide).status).find((one) => one.processor === name && one.failure !== undefined)
+    return found?.failure ?? (yield* Effect.fail("none yet"))
+  }).pipe(Effect.retry({ schedule: Schedule.spaced("20 millis"), times: 500 }))
+
 const Live = Journal.layer({ shards: 3, indexInterval: "50 millis" }).pipe(Layer.provideMerge(TestKeyspace.layer))
 
 layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("ReadSide", (it) => {
@@ -96,7 +103,6 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("ReadSide", (it
 
   it.effect("two runners of one processor, and a runner without its offsets, leave the same rows", () =>
     Effect.gen(function* () {
-      const session = yield* CassandraSession
       const run = ReadSide.layer([processor("twice", "Twice")])
       const expected: Record<string, number> = {}
       for (let i = 0; i < 20; i++) {
@@ -107,11 +113,9 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("ReadSide", (it
       yield* append("Twice", "e0", [{ type: "Removed", payload: {} }])
       const { e0: _, ...rest } = expected
       yield* shows("twice", rest).pipe(Effect.provide(Layer.fresh(run)))
-      for (const shard of [0, 1, 2]) {
-        yield* session.execute(
-          cql`DELETE FROM read_side_offsets WHERE processor = 'twice' AND entity_type = 'Twice' AND shard = ${shard}`
-        )
-      }
+      yield* Effect.flatMap(ReadSide, (readSide) => readSide.clearOffsets("twice")).pipe(
+        Effect.provide(ReadSide.layerRequests)
+      )
       const again: Array<string> = []
       yield* Effect.gen(function* () {
         yield* append("Twice", "e1", [added(9)])
@@ -137,8 +141,10 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("ReadSide", (it
       yield* append("Bad", other, [added(8)])
       yield* Effect.gen(function* () {
         yield* shows("bad", { bad: 1, [other]: 8 })
-        const failure = (yield* (yield* ReadSide).status).find(({ shard }) => shard === journal.shardOf("bad"))?.failure
-        assert.strictEqual(failure?.reason._tag, "UndecodableEvent")
+        const failure = (yield* (yield* ReadSide).status).find(
+          ({ processor, shard }) => processor === "bad" && shard === journal.shardOf("bad")
+        )?.failure
+        assert.strictEqual(failure?.reason, "UndecodableEvent")
         assert.match(
           failure?.message ?? "",
           /event 2 of Bad "bad" is a Added, for processor "bad": it does not fit its schema/
@@ -165,27 +171,19 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("ReadSide", (it
         tables: ["CREATE TABLE IF NOT EXISTS counts (id text PRIMARY KEY, n counter)"],
         handlers: { Added: (_, { entityId }) => cql`UPDATE counts SET n = n + ${1n} WHERE id = ${entityId}` }
       })
-      const failure = yield* Effect.gen(function* () {
-        const found = (yield* (yield* ReadSide).status).find(({ failure }) => failure !== undefined)
-        return found?.failure ?? (yield* Effect.fail("none yet"))
-      }).pipe(
-        Effect.retry({ schedule: Schedule.spaced("20 millis"), times: 500 }),
-        Effect.provide(ReadSide.layer([counting]))
-      )
-      assert.strictEqual(failure.reason._tag, "StatementRefused")
+      const failure = yield* failureOf("counting").pipe(Effect.provide(ReadSide.layer([counting])))
+      assert.strictEqual(failure.reason, "StatementRefused")
       assert.match(failure.message, /counts twice when repeated.*UPDATE counts/)
     })
   )
 
-  it.effect("does not start when its offset is past the end of the log", () =>
+  it.effect("stands still when its offset is past the end of the log", () =>
     Effect.gen(function* () {
-      const session = yield* CassandraSession
-      yield* session.execute(
-        cql`INSERT INTO read_side_offsets (processor, entity_type, shard, offset) VALUES ('past', 'Past', 0, ${99n})`
-      )
-      const error = yield* Effect.flip(Effect.provide(ReadSide, ReadSide.layer([processor("past", "Past")])))
-      assert.strictEqual(error.reason._tag, "DataLost")
-      assert.match(error.message, /has stored offset 99 of Past shard 0, whose log ends at 0/)
-    })
+      const readSide = yield* ReadSide
+      yield* readSide.setOffset("past", { entityType: "Past", shard: 0 }, 99)
+      const failure = yield* failureOf("past")
+      assert.strictEqual(failure.reason, "DataLost")
+      assert.match(failure.message, /was to begin after offset 99 of Past shard 0, whose log ends at 0/)
+    }).pipe(Effect.provide(ReadSide.layer([processor("past", "Past")])))
   )
 })

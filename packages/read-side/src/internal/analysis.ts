@@ -12,6 +12,8 @@ export interface Analysis {
   readonly timestampIndex: number
   /** Columns with the place of the value that they are set to or compared with. */
   readonly columns: ReadonlyMap<string, number>
+  /** Columns that are set, those of the key included where it is an INSERT; undefined for a DELETE. */
+  readonly sets: ReadonlyArray<string> | undefined
   /** Whether a later execution with the same key leaves nothing of an earlier one. */
   readonly replaces: boolean
 }
@@ -60,8 +62,9 @@ export const analyse = (text: string): Analysis | string => {
     const list = values!.split(",")
     const columnNames = names!.split(",")
     if (list.length !== columnNames.length) return "every value must be bound: one ? for each column"
+    const sets = columnNames.map(columnName)
     for (let i = 0; i < list.length; i++) {
-      if (list[i]!.trim() === "?") columns.set(columnName(columnNames[i]!), index)
+      if (list[i]!.trim() === "?") columns.set(sets[i]!, index)
       index += markers(list[i]!)
     }
     const bare = text.replace(/\s*;?\s*$/, "")
@@ -70,16 +73,19 @@ export const analyse = (text: string): Analysis | string => {
       timestamped: `${bare} USING TIMESTAMP ?`,
       timestampIndex: index,
       columns,
+      sets,
       replaces: true
     }
   }
   const updated = update.exec(text)
   if (updated !== null) {
     const [, table, assignments, where] = updated
+    const sets: Array<string> = []
     for (const part of assignments!.split(",")) {
       if (!/^\s*("(?:[^"]|"")+"|\w+)\s*=\s*\?\s*$/.test(part)) {
         return `"${part.trim()}" is not of the form column = ?: what adds to a value (a counter, a list) counts twice when repeated`
       }
+      sets.push(columnName(part.split("=")[0]!))
     }
     comparisons(where!, markers(assignments!), columns)
     return {
@@ -87,6 +93,7 @@ export const analyse = (text: string): Analysis | string => {
       timestamped: text.replace(/\s+set\s+/i, " USING TIMESTAMP ? SET "),
       timestampIndex: 0,
       columns,
+      sets,
       replaces: true
     }
   }
@@ -100,6 +107,7 @@ export const analyse = (text: string): Analysis | string => {
       timestamped: text.replace(/\s+where\s+/i, " USING TIMESTAMP ? WHERE "),
       timestampIndex: index,
       columns,
+      sets: undefined,
       replaces: false
     }
   }

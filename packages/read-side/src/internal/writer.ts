@@ -2,16 +2,29 @@
  * Executes the statements of many events at once: in batches by partition, and of several writes of the same row by the
  * same statement only the last, for the earlier ones would leave no trace.
  */
+import type { EventEnvelope } from "@effect-cassandra/journal/Journal"
 import type { CassandraError } from "@effect-cassandra/session/CassandraError"
 import type { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { make, type Statement } from "@effect-cassandra/session/Statement"
 import { Effect } from "effect"
 import { type Analysis, analyse } from "./analysis.ts"
 
-/** A statement with the write timestamp that it gets. */
+/** A statement with the event that it comes from, and the write timestamp that it gets. */
 export interface Write {
   readonly statement: Statement<unknown>
-  readonly stamp: number
+  readonly stamp: bigint
+  readonly event: EventEnvelope
+}
+
+/** A statement that must not be executed. */
+export class Refused {
+  readonly _tag = "Refused"
+  readonly write: Write
+  readonly why: string
+  constructor(write: Write, why: string) {
+    this.write = write
+    this.why = why
+  }
 }
 
 interface Plan {
@@ -19,6 +32,18 @@ interface Plan {
   /** Places of the values of the partition key, and of the whole primary key; absent where they are not all bound. */
   readonly partition: ReadonlyArray<number> | undefined
   readonly row: ReadonlyArray<number> | undefined
+  /** Columns outside of the key that are set; undefined where the row is deleted. */
+  readonly sets: ReadonlySet<string> | undefined
+  /** Why no event can have this statement. */
+  readonly refusal: string | undefined
+}
+
+/** Who wrote a row first. */
+interface Feed {
+  readonly source: string
+  readonly entity: string
+  readonly plan: Plan
+  readonly params: ReadonlyArray<unknown>
 }
 
 /** Statements of one partition in a batch. */
@@ -26,6 +51,8 @@ const batchSize = 100
 /** Partitions that share a batch, and its size: the server warns of more than 10, and of more than 5 KiB. */
 const mixedPartitions = 10
 const mixedBytes = 4096
+/** Rows whose shard is remembered. What many shards write are few rows, written often. */
+const rememberedRows = 20_000
 
 /** About the size of a statement's values, in bytes. */
 const sizeOf = ({ params }: Statement<unknown>) => {
@@ -38,53 +65,86 @@ const sizeOf = ({ params }: Statement<unknown>) => {
 const keyOf = (params: ReadonlyArray<unknown>, places: ReadonlyArray<number>) =>
   places.length === 1 ? String(params[places[0]!]) : places.map((place) => String(params[place])).join("\u0000")
 
-/** A writer in the keyspace of a session. */
+const sameValues = (a: ReadonlyArray<unknown>, b: ReadonlyArray<unknown>) =>
+  a.every((value, i) => String(value) === String(b[i]))
+
+const overlap = (a: Plan, b: Plan) =>
+  a.sets === undefined || b.sets === undefined || [...a.sets].some((name) => b.sets!.has(name))
+
+/** A writer in the keyspace of a session, for the shards of one processor. */
 export class Writer {
   readonly #session: CassandraSession["Service"]
-  readonly #concurrency: number
   readonly #analyses = new Map<string, Analysis | string>()
   readonly #plans = new Map<string, Plan>()
+  readonly #feeds = new Map<string, Feed>()
 
-  /** With `concurrency` requests in flight for each call of `write`. */
-  constructor(session: CassandraSession["Service"], concurrency: number) {
+  constructor(session: CassandraSession["Service"]) {
     this.#session = session
-    this.#concurrency = concurrency
   }
 
-  /** Why a statement may not be executed, if so. */
-  refusal(statement: Statement<unknown>): string | undefined {
-    let analysis = this.#analyses.get(statement.text)
+  /** Why a statement may not be executed, if so, as far as its text shows. */
+  refusal({ options, text }: Statement<unknown>): string | undefined {
+    if (options.timestamp !== undefined)
+      return "it has a timestamp of its own: the write timestamp is that of the event"
+    if (options.ttl !== undefined) return "it has a time to live, which would count from each repetition anew"
+    let analysis = this.#analyses.get(text)
     if (analysis === undefined) {
-      analysis = analyse(statement.text)
-      this.#analyses.set(statement.text, analysis)
+      analysis = analyse(text)
+      this.#analyses.set(text, analysis)
     }
     return typeof analysis === "string" ? analysis : undefined
   }
 
   #plan(text: string): Effect.Effect<Plan, CassandraError> {
-    const known = this.#plans.get(text)
-    if (known !== undefined) return Effect.succeed(known)
     const analysis = this.#analyses.get(text) as Analysis
     return Effect.map(
       this.#session.use((client) => client.metadata.getTable(this.#session.keyspace, analysis.table)),
       (table) => {
-        const places = (names: ReadonlyArray<{ readonly name: string }> | undefined) => {
-          const found = names?.map(({ name }) => analysis.columns.get(name))
-          return found?.every((place) => place !== undefined) && found.length > 0 ? found : undefined
+        const places = (names: ReadonlyArray<string>) => {
+          const found = names.map((name) => analysis.columns.get(name))
+          return found.every((place) => place !== undefined) && found.length > 0 ? found : undefined
         }
+        const partition = (table?.partitionKeys ?? []).map(({ name }) => name)
+        const key = [...partition, ...(table?.clusteringKeys ?? []).map(({ name }) => name)]
+        const sets = analysis.sets?.filter((name) => !key.includes(name))
         const plan: Plan = {
           analysis,
-          partition: places(table?.partitionKeys),
-          row: table == null ? undefined : places([...table.partitionKeys, ...table.clusteringKeys])
+          partition: places(partition),
+          row: places(key),
+          sets: sets === undefined ? undefined : new Set(sets),
+          refusal:
+            table != null && !key.some((name) => analysis.columns.has(name))
+              ? `no column of its key (${key.join(", ")}) is bound, so that all entities write the same row: let the key name the entity, and sum when reading`
+              : undefined
         }
-        this.#plans.set(text, plan)
+        // One that is not there yet may be in a moment.
+        if (table != null) this.#plans.set(text, plan)
         return plan
       }
     )
   }
 
+  /** Why a row may not be written by this shard, if another was seen to write it. */
+  #otherShard(rowKey: string, write: Write, plan: Plan): string | undefined {
+    const { entityId, entityType, shard } = write.event
+    const source = `${entityType} shard ${shard}`
+    const feed = this.#feeds.get(rowKey)
+    if (feed === undefined) {
+      if (this.#feeds.size < rememberedRows) {
+        const entity = `${entityType} "${entityId}"`
+        this.#feeds.set(rowKey, { source, entity, plan, params: write.statement.params })
+      }
+      return undefined
+    }
+    if (feed.source === source || !overlap(feed.plan, plan)) return undefined
+    // What does not differ does not depend on an order.
+    if (feed.plan === plan && plan.sets !== undefined && sameValues(feed.params, write.statement.params))
+      return undefined
+    return `${feed.entity} of ${feed.source} writes the same row of ${plan.analysis.table} as ${entityType} "${entityId}" of shard ${shard}, and between shards there is no order: let the key name the entity, or keep a sum by Processor.fold`
+  }
+
   /** Executes the writes, and says how many were left to execute; they may be executed again when it fails. */
-  write(writes: ReadonlyArray<Write>): Effect.Effect<number, CassandraError> {
+  write(writes: ReadonlyArray<Write>, concurrency: number): Effect.Effect<number, CassandraError | Refused> {
     const self = this
     return Effect.gen(function* () {
       // Of the writes that replace each other, the last; by what identifies statement and row.
@@ -93,14 +153,23 @@ export class Writer {
       for (const write of writes) {
         const { params, text } = write.statement
         const plan = self.#plans.get(text) ?? (yield* self.#plan(text))
+        if (plan.refusal !== undefined) return yield* Effect.fail(new Refused(write, plan.refusal))
         const { analysis, row } = plan
-        const replaces = analysis.replaces && row !== undefined && !params.includes(undefined)
-        last.set(replaces ? `${text}\u0000${keyOf(params, row)}` : `#${unique++}`, [write, plan])
+        let key: string | undefined
+        if (row !== undefined) {
+          key = keyOf(params, row)
+          if (plan.sets === undefined || plan.sets.size > 0) {
+            const why = self.#otherShard(`${analysis.table}\u0000${key}`, write, plan)
+            if (why !== undefined) return yield* Effect.fail(new Refused(write, why))
+          }
+        }
+        const replaces = analysis.replaces && key !== undefined && !params.includes(undefined)
+        last.set(replaces ? `${text}\u0000${key}` : `#${unique++}`, [write, plan])
       }
       const batches: Array<Array<Statement<unknown>>> = []
       const partitions = new Map<string, Array<Statement<unknown>>>()
       for (const [{ stamp, statement }, { analysis, partition }] of last.values()) {
-        const params = statement.params.toSpliced(analysis.timestampIndex, 0, BigInt(stamp))
+        const params = statement.params.toSpliced(analysis.timestampIndex, 0, stamp)
         const stamped = make(analysis.timestamped, params, { ...statement.options, idempotent: true })
         const { consistency, profile, timeout } = statement.options
         if (consistency !== undefined || profile !== undefined || timeout !== undefined) {
@@ -135,7 +204,7 @@ export class Writer {
         batch.length === 1
           ? self.#session.execute(batch[0]!)
           : self.#session.batch(batch, { type: "unlogged", idempotent: true })
-      yield* Effect.forEach(batches, execute, { concurrency: self.#concurrency, discard: true })
+      yield* Effect.forEach(batches, execute, { concurrency, discard: true })
       return last.size
     })
   }

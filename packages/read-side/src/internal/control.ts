@@ -1,0 +1,94 @@
+/**
+ * What operators asked of a processor: one document, changed by conditional writes only, so that requests have an order and
+ * the last one wins. It stands whether or not the processor exists, or runs anywhere.
+ */
+import type { Reached } from "./sink.ts"
+
+/** What a processor, or one of its shards, is to do. */
+export type Desired = "running" | "paused" | "stopped"
+
+/** Where to go on: after an offset, or with the first event at a time (milliseconds since the epoch). */
+export type Target = { readonly offset: number } | { readonly time: number }
+
+/** A request to go on elsewhere. */
+export interface Start {
+  readonly epoch: number
+  readonly to: Target
+  /** One shard only. */
+  readonly entityType?: string | undefined
+  readonly shard?: number | undefined
+}
+
+export interface Control {
+  /** Counts the changes. */
+  readonly revision: number
+  /** Of the last request to go on elsewhere. */
+  readonly epoch: number
+  /** How many times the tables were emptied. */
+  readonly generation: number
+  readonly desired: Desired
+  /** What was asked of single shards since the last request for all. */
+  readonly shards: Readonly<Record<string, Desired>>
+  readonly starts: ReadonlyArray<Start>
+  /** Nobody may work: the tables are being emptied. */
+  readonly held: boolean
+  /** Raised when something was asked about events that were put aside. */
+  readonly parked: number
+  /** The version that readers use; of the document under the name without a version. */
+  readonly active: number
+  /** The tables are gone, and nobody may work. */
+  readonly dropped: boolean
+}
+
+export const initial: Control = {
+  revision: 0,
+  epoch: 0,
+  generation: 0,
+  desired: "running",
+  shards: {},
+  starts: [],
+  held: false,
+  parked: 0,
+  active: 1,
+  dropped: false
+}
+
+const shardKey = (entityType: string, shard: number) => `${entityType}/${shard}`
+
+export const desiredOf = (control: Control, entityType: string, shard: number): Desired =>
+  control.held || control.dropped ? "stopped" : (control.shards[shardKey(entityType, shard)] ?? control.desired)
+
+/** For all shards, or for one. */
+export const withDesired = (
+  control: Control,
+  desired: Desired,
+  place?: { readonly entityType: string; readonly shard: number }
+): Control =>
+  place === undefined
+    ? { ...control, desired, shards: {} }
+    : { ...control, shards: { ...control.shards, [shardKey(place.entityType, place.shard)]: desired } }
+
+/** Where the last request for a shard wants it to begin; epoch 0 without one. */
+export const startOf = (control: Control, entityType: string, shard: number): Start =>
+  control.starts.findLast(
+    (start) =>
+      (start.entityType === undefined || start.entityType === entityType) &&
+      (start.shard === undefined || start.shard === shard)
+  ) ?? { epoch: 0, to: { offset: 0 } }
+
+export const withStart = (control: Control, start: Omit<Start, "epoch">): Control => {
+  const epoch = control.epoch + 1
+  const covered = (older: Start) =>
+    start.entityType === undefined
+      ? start.shard === undefined || older.shard === start.shard
+      : older.entityType === start.entityType && (start.shard === undefined || older.shard === start.shard)
+  return {
+    ...control,
+    epoch,
+    starts: [...control.starts.filter((older) => !covered(older)), { ...start, epoch }]
+  }
+}
+
+/** The later of two places. */
+export const later = (a: Reached | undefined, b: Reached | undefined): Reached | undefined =>
+  a === undefined ? b : b === undefined || a.epoch > b.epoch || (a.epoch === b.epoch && a.offset >= b.offset) ? a : b

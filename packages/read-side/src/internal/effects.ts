@@ -1,0 +1,148 @@
+/**
+ * Processors that run an Effect for each event, or for groups of events.
+ */
+import type { EventSchema } from "@effect-cassandra/journal/EventCodec"
+import type { EventEnvelope } from "@effect-cassandra/journal/Journal"
+import { Cause, Duration, Effect, Result } from "effect"
+import type { Delivery, Handlers, Received } from "../Processor.ts"
+import { HandlerFailure, ReadSideError } from "../ReadSideError.ts"
+import { makeClaims } from "./claims.ts"
+import { makeDecode } from "./events.ts"
+import { storeFailure } from "./failures.ts"
+import type { Open, Outcome } from "./sink.ts"
+
+const handlerFailure = (
+  processor: string,
+  { entityId, sequence, type }: EventEnvelope,
+  cause: Cause.Cause<unknown>
+) => {
+  const failure = Cause.squash(cause)
+  const said = failure instanceof Error ? failure.message : String(failure)
+  const message = `the handler for ${type} of processor "${processor}" failed at event ${sequence} of "${entityId}": ${said}`
+  return new ReadSideError({
+    reason: new HandlerFailure({ processor, entityId, eventType: type, message, cause: failure })
+  })
+}
+
+/** The Effect's failure or defect; an interruption goes on as such. */
+const failureOf = <R>(
+  effect: Effect.Effect<unknown, unknown, R>
+): Effect.Effect<Cause.Cause<unknown> | undefined, never, R> =>
+  Effect.matchCauseEffect(effect, {
+    onSuccess: () => Effect.succeed(undefined),
+    onFailure: (cause) =>
+      Cause.hasInterrupts(cause) ? Effect.failCause(cause as Cause.Cause<never>) : Effect.succeed(cause)
+  })
+
+interface EffectsDefinition<R> {
+  readonly events: ReadonlyArray<EventSchema>
+  readonly handlers: Handlers<any, Effect.Effect<unknown, unknown, R>>
+  readonly delivery?: Delivery | undefined
+}
+
+export const openEffects = <R>(name: string, definition: EffectsDefinition<R>): Open<R> => {
+  const decode = makeDecode(name, definition.events, Object.keys(definition.handlers))
+  const handlers = definition.handlers as Record<
+    string,
+    (event: unknown, envelope: EventEnvelope) => Effect.Effect<unknown, unknown, R>
+  >
+
+  return Effect.fnUntraced(function* ({ place, session, start }) {
+    const context = yield* Effect.context<R>()
+    const claims = definition.delivery === "at-most-once" ? makeClaims(session, place) : undefined
+
+    /** Runs the handler for one event; undefined when there is none. */
+    const run = (envelope: EventEnvelope) => {
+      const decoded = decode(envelope)
+      if (Result.isFailure(decoded)) return Result.fail(decoded.failure)
+      const events = decoded.success.filter((event) => handlers[event._tag] !== undefined)
+      if (events.length === 0) return Result.succeed(undefined)
+      return Result.succeed(
+        Effect.forEach(events, (event) => Effect.suspend(() => handlers[event._tag]!(event, envelope)), {
+          discard: true
+        }).pipe(Effect.provideContext(context), failureOf)
+      )
+    }
+
+    const handle = Effect.fnUntraced(function* (events: ReadonlyArray<EventEnvelope>, retried: boolean) {
+      let done = events[0]!.offset - 1
+      let written = 0
+      for (const event of events) {
+        const effect = run(event)
+        if (Result.isFailure(effect)) return { done, written, failure: { error: effect.failure, event } }
+        if (effect.success !== undefined) {
+          if (claims !== undefined && !retried) {
+            const claimed = yield* Effect.result(claims.claim({ epoch: start.epoch, offset: event.offset }))
+            if (Result.isFailure(claimed)) {
+              return { done, written, failure: { error: storeFailure(claimed.failure), event: undefined } }
+            }
+            if (!claimed.success) {
+              done = event.offset
+              continue
+            }
+          }
+          written++
+          const cause = yield* effect.success
+          if (cause !== undefined)
+            return { done, written, failure: { error: handlerFailure(name, event, cause), event } }
+        }
+        done = event.offset
+      }
+      return { done, written } satisfies Outcome
+    })
+
+    return claims === undefined
+      ? { handle }
+      : {
+          handle,
+          reached: Effect.mapError(claims.reached, storeFailure),
+          neverAgain: true
+        }
+  })
+}
+
+interface GroupsDefinition<R> {
+  readonly events: ReadonlyArray<EventSchema>
+  readonly handle: (events: ReadonlyArray<Received<any>>) => Effect.Effect<unknown, unknown, R>
+  readonly size?: number | undefined
+  readonly within?: Duration.Input | undefined
+}
+
+export const openGroups = <R>(name: string, definition: GroupsDefinition<R>): Open<R> => {
+  const decode = makeDecode(name, definition.events)
+  const size = definition.size ?? 100
+  const withinMillis = Duration.toMillis(definition.within ?? "1 second")
+  if (!Number.isInteger(size) || size < 1)
+    throw new Error(`processor "${name}" has groups of ${size} events: give 1 or more`)
+
+  return Effect.fnUntraced(function* () {
+    const context = yield* Effect.context<R>()
+    const handle = Effect.fnUntraced(function* (events: ReadonlyArray<EventEnvelope>) {
+      let done = events[0]!.offset - 1
+      let written = 0
+      for (let i = 0; i < events.length; i += size) {
+        const group = events.slice(i, i + size)
+        const received: Array<Received<unknown>> = []
+        for (const envelope of group) {
+          const decoded = decode(envelope)
+          if (Result.isFailure(decoded)) return { done, written, failure: { error: decoded.failure, event: envelope } }
+          for (const event of decoded.success) received.push({ event, envelope })
+        }
+        if (received.length > 0) {
+          const effect = Effect.suspend(() => definition.handle(received)).pipe(
+            Effect.provideContext(context),
+            failureOf
+          )
+          const cause = yield* effect
+          if (cause !== undefined) {
+            return { done, written, failure: { error: handlerFailure(name, group[0]!, cause), event: undefined } }
+          }
+          written++
+        }
+        done = group.at(-1)!.offset
+      }
+      return { done, written } satisfies Outcome
+    })
+    return { handle, group: { size, withinMillis } }
+  })
+}

@@ -1,0 +1,45 @@
+/**
+ * From stored events to those that a processor has schemas for.
+ */
+import { type EventSchema, make as makeEventCodec } from "@effect-cassandra/journal/EventCodec"
+import type { EventEnvelope } from "@effect-cassandra/journal/Journal"
+import { Result } from "effect"
+import { ReadSideError, UndecodableEvent } from "../ReadSideError.ts"
+
+/** The events that a stored one is today: mostly one, none where it is passed over. */
+export type Decode<Event> = (envelope: EventEnvelope) => Result.Result<ReadonlyArray<Event>, ReadSideError>
+
+/** Events of the journal itself begin with it; they are passed over, except where a handler is named so. */
+export const isSystem = (type: string): boolean => type.startsWith("$")
+
+const none = Result.succeed([])
+
+/** For events of the given types; all that the schemas have when left out. */
+export const makeDecode = <const Event extends EventSchema>(
+  processor: string,
+  events: ReadonlyArray<Event>,
+  types?: ReadonlyArray<string>
+): Decode<Event["Type"]> => {
+  const codec = makeEventCodec(events)
+  const wanted = types ?? codec.types
+  for (const type of wanted) {
+    if (!codec.types.includes(type)) {
+      throw new Error(
+        `processor "${processor}" has a handler for ${type}, which is not among its events: ${codec.types.join(", ")}`
+      )
+    }
+  }
+  const known = new Set(wanted)
+  return (envelope) => {
+    const { entityId, entityType, offset, payload, sequence, shard, type } = envelope
+    if (isSystem(type) || !known.has(type)) return none
+    const decoded = codec.decode(type, payload)
+    if (Result.isSuccess(decoded)) return Result.succeed([decoded.success])
+    const message = `event ${sequence} of ${entityType} "${entityId}" is a ${type}, for processor "${processor}": ${decoded.failure}`
+    return Result.fail(
+      new ReadSideError({
+        reason: new UndecodableEvent({ processor, entityId, eventType: type, shard, offset, message })
+      })
+    )
+  }
+}

@@ -1,0 +1,92 @@
+/**
+ * One reader for all processors of this process that follow a shard: what one has read, or waits for, serves the others.
+ */
+import type { EventEnvelope, Journal } from "@effect-cassandra/journal/Journal"
+import type { JournalError } from "@effect-cassandra/journal/JournalError"
+import { type Context, Effect, Exit, Fiber, Option, Stream } from "effect"
+
+type Events = ReadonlyArray<EventEnvelope>
+
+/** Consecutive events. */
+interface Page {
+  readonly after: number
+  readonly through: number
+  readonly events: Events
+}
+
+interface Waiting {
+  readonly resumes: Set<(effect: Effect.Effect<Events, JournalError>) => void>
+  fiber: Fiber.Fiber<unknown> | undefined
+}
+
+/** Events kept for processors that come a little later. */
+const keptEvents = 10_000
+
+export class LogReader {
+  /** Offset of the last event that was read. */
+  head = 0
+  readonly #journal: Journal["Service"]
+  readonly #services: Context.Context<never>
+  readonly #entityType: string
+  readonly #shard: number
+  readonly #pages: Array<Page> = []
+  #kept = 0
+  readonly #waiting = new Map<number, Waiting>()
+
+  constructor(journal: Journal["Service"], entityType: string, shard: number, services: Context.Context<never>) {
+    this.#journal = journal
+    this.#services = services
+    this.#entityType = entityType
+    this.#shard = shard
+  }
+
+  /** Waits for events after an offset, and gives the next ones. */
+  next(after: number): Effect.Effect<Events, JournalError> {
+    return Effect.callback((resume) => {
+      for (const page of this.#pages) {
+        if (page.after <= after && after < page.through) {
+          return resume(Effect.succeed(page.after === after ? page.events : page.events.slice(after - page.after)))
+        }
+      }
+      const present = this.#waiting.get(after)
+      const waiting: Waiting = present ?? { resumes: new Set(), fiber: undefined }
+      waiting.resumes.add(resume)
+      if (present === undefined) {
+        this.#waiting.set(after, waiting)
+        // It may end before this returns.
+        waiting.fiber = Effect.runForkWith(this.#services)(this.#read(after, waiting))
+      }
+      return Effect.suspend(() => {
+        waiting.resumes.delete(resume)
+        if (waiting.resumes.size > 0 || this.#waiting.get(after) !== waiting) return Effect.void
+        this.#waiting.delete(after)
+        return waiting.fiber === undefined ? Effect.void : Fiber.interrupt(waiting.fiber)
+      })
+    })
+  }
+
+  #read(after: number, waiting: Waiting) {
+    return this.#journal.events(this.#entityType, this.#shard, after).pipe(
+      Stream.chunks,
+      Stream.runHead,
+      Effect.map((page): Events => Option.getOrElse(page, () => [])),
+      Effect.withTracerEnabled(false),
+      Effect.onExit((exit) =>
+        Effect.sync(() => {
+          if (this.#waiting.get(after) === waiting) this.#waiting.delete(after)
+          if (Exit.isSuccess(exit) && exit.value.length > 0) this.#keep(after, exit.value)
+          for (const resume of waiting.resumes) resume(exit)
+        })
+      ),
+      Effect.ignoreCause
+    )
+  }
+
+  #keep(after: number, events: Events): void {
+    const through = events.at(-1)!.offset
+    if (through > this.head) this.head = through
+    this.#pages.push({ after, through, events })
+    this.#kept += events.length
+    while (this.#pages.length > 1 && this.#kept > keptEvents) this.#kept -= this.#pages.shift()!.events.length
+  }
+}

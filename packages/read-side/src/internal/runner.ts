@@ -1,0 +1,379 @@
+/**
+ * One processor at work in one shard: reads on from its offset, hands events to its kind, and deals with what fails.
+ */
+import type { EventEnvelope, Journal } from "@effect-cassandra/journal/Journal"
+import type { CassandraSession } from "@effect-cassandra/session/CassandraSession"
+import { Clock, Effect, Option, Random, type Semaphore, Stream, type Tracer } from "effect"
+import { HttpTraceContext } from "effect/http"
+import type { Processor } from "../Processor.ts"
+import { DataLost, ReadSideError, RequestRefused } from "../ReadSideError.ts"
+import { type Control, later, startOf, type Target } from "./control.ts"
+import { journalFailure, mayPass, storeFailure } from "./failures.ts"
+import type { LogReader } from "./logReader.ts"
+import type { Offsets } from "./offsets.ts"
+import type { Parked, Parking } from "./parking.ts"
+import type { Failure, Outcome, Place, Sink } from "./sink.ts"
+
+/** Settings, as `ReadSide` has them. */
+export interface Limits {
+  readonly concurrency: number
+  readonly offsetCount: number
+  readonly maxLingerMillis: number
+  readonly maxBackOffMillis: number
+}
+
+/** What a runner needs of the engine. */
+export interface Surroundings {
+  readonly journal: Journal["Service"]
+  readonly session: CassandraSession["Service"]
+  readonly offsets: Offsets
+  readonly parking: Parking
+  readonly limits: Limits
+  /** Bounds how many batches are handled at once. */
+  readonly batches: Semaphore.Semaphore
+  /** Waits while the lease on the shards has run out. */
+  readonly leased: Effect.Effect<void>
+  /** Called when something that others look at has changed. */
+  readonly changed: (progress: Progress) => void
+}
+
+/** How far a runner has come; read by everyone, changed by the runner only. */
+export interface Progress {
+  readonly place: Place
+  readonly reader: LogReader
+  epoch: number
+  logEpoch: number
+  /** -1 until it is known. */
+  offset: number
+  /** Of the last event, in microseconds. */
+  stamp: number
+  storedOffset: number
+  /** Tries of what fails now. */
+  attempts: number
+  failure: ReadSideError | undefined
+  /** Counts since the start. */
+  events: number
+  retries: number
+  parked: number
+  readonly batches: { count: number; sum: number; max: number }
+}
+
+export const makeProgress = (place: Place, reader: LogReader): Progress => ({
+  place,
+  reader,
+  epoch: 0,
+  logEpoch: 1,
+  offset: -1,
+  stamp: 0,
+  storedOffset: -1,
+  attempts: 0,
+  failure: undefined,
+  events: 0,
+  retries: 0,
+  parked: 0,
+  batches: { count: 0, sum: 0, max: 0 }
+})
+
+/** As many events at once are a backlog, for which nobody waits any longer. */
+const catchUpEvents = 1000
+/** A batch's span names the traces of as many commands. */
+const maxLinks = 32
+
+const fail = (reason: ReadSideError["reason"]) => Effect.fail(new ReadSideError({ reason }))
+
+/** The offset before the first event at a time or later: by bisection, for stamps grow with the offsets. */
+const offsetAt = Effect.fnUntraced(function* (
+  journal: Journal["Service"],
+  entityType: string,
+  shard: number,
+  millis: number
+) {
+  let low = 0
+  let high = yield* journal.head(entityType, shard)
+  while (low < high) {
+    const middle = Math.floor((low + high) / 2)
+    const event = yield* eventAt(journal, entityType, shard, middle + 1)
+    if (Option.isSome(event) && event.value.stamp < millis * 1000) low = middle + 1
+    else high = middle
+  }
+  return low
+})
+
+const eventAt = (journal: Journal["Service"], entityType: string, shard: number, offset: number) =>
+  Stream.runHead(journal.currentEvents(entityType, shard, offset - 1))
+
+/** The offset that a request means. */
+export const resolveTarget = (journal: Journal["Service"], entityType: string, shard: number, to: Target) =>
+  ("offset" in to ? Effect.succeed(to.offset) : offsetAt(journal, entityType, shard, to.time)).pipe(
+    Effect.mapError(journalFailure)
+  )
+
+/** Where a processor begins in a shard: after what it has stored, unless a later request wants it elsewhere. */
+export const startAt = Effect.fnUntraced(function* (
+  { journal, offsets }: Pick<Surroundings, "journal" | "offsets">,
+  place: Place,
+  sink: Sink,
+  control: Control
+) {
+  const { entityType, processor, shard } = place
+  const start = startOf(control, entityType, shard)
+  const stored = yield* Effect.mapError(offsets.load(place), storeFailure)
+  const reached = later(sink.reached === undefined ? undefined : yield* sink.reached, stored)
+  if (reached !== undefined && reached.epoch > start.epoch) {
+    return yield* fail(new RequestRefused({ message: `a request for processor "${processor}" is not known here yet` }))
+  }
+  const head = yield* Effect.mapError(journal.head(entityType, shard), journalFailure)
+  const resumed = reached !== undefined && reached.epoch === start.epoch
+  const offset = resumed ? reached.offset : yield* resolveTarget(journal, entityType, shard, start.to)
+  if (offset > head) {
+    const message = resumed
+      ? `processor "${processor}" has stored offset ${offset} of ${entityType} shard ${shard}, whose log ends at ${head}: the log was lost, or an older copy restored. Rewind the processor when the log is as it should be`
+      : `processor "${processor}" was to begin after offset ${offset} of ${entityType} shard ${shard}, whose log ends at ${head}: rewind it to an offset that is there`
+    return yield* fail(new DataLost({ processor, entityType, shard, message }))
+  }
+  return {
+    epoch: start.epoch,
+    offset,
+    stamp: resumed ? (stored?.stamp ?? 0) : 0,
+    stored: resumed ? (stored?.offset ?? -1) : -1
+  }
+})
+
+/** The traces of the commands that stored some events. */
+const linksOf = (events: ReadonlyArray<EventEnvelope>): ReadonlyArray<Tracer.SpanLink> => {
+  const seen = new Set<string>()
+  for (const event of events) {
+    const traceparent = (event as { readonly metadata?: { readonly traceparent?: unknown } }).metadata?.traceparent
+    if (typeof traceparent === "string") seen.add(traceparent)
+    if (seen.size >= maxLinks) break
+  }
+  return [...seen].flatMap((traceparent) =>
+    Option.match(HttpTraceContext.w3c({ traceparent } as never), {
+      onNone: () => [],
+      onSome: (span) => [{ span, attributes: {} }]
+    })
+  )
+}
+
+/** Saves how far a runner has come, if it came further. */
+export const saveOffset = (offsets: Offsets, progress: Progress) =>
+  Effect.suspend(() => {
+    const { epoch, logEpoch, offset, place, stamp, storedOffset } = progress
+    return offset <= storedOffset || offset < 0
+      ? Effect.void
+      : Effect.tap(offsets.save(place, { epoch, logEpoch, offset, stamp }), () =>
+          Effect.sync(() => {
+            if (progress.epoch === epoch) progress.storedOffset = offset
+          })
+        )
+  })
+
+/** Works in a shard until interrupted. */
+export const run = <R>(
+  surroundings: Surroundings,
+  processor: Processor<R>,
+  progress: Progress,
+  control: Control
+): Effect.Effect<never, never, R> => {
+  const { batches, changed, journal, leased, limits, offsets, parking, session } = surroundings
+  const { place, reader } = progress
+  const { entityType, shard } = place
+  const name = `processor "${place.processor}", ${entityType} shard ${shard}`
+  const park = typeof processor.onFailure === "object" ? processor.onFailure.park : undefined
+  /** Entities whose events are put aside. */
+  const aside = new Set<string>()
+
+  const stand = (error: ReadSideError) =>
+    Effect.gen(function* () {
+      progress.failure = error
+      const attempts = ++progress.attempts
+      changed(progress)
+      // Not every time, for it may go on for days.
+      if (attempts <= 3 || Number.isInteger(Math.log2(attempts))) {
+        yield* Effect.logError(
+          `${name} stands still after offset ${progress.offset}, try ${attempts}, trying again: ${error.message}`
+        )
+      }
+      const pause = Math.min(limits.maxBackOffMillis, 100 * 2 ** Math.min(attempts - 1, 20))
+      yield* Effect.sleep(pause * (0.5 + (yield* Random.next) / 2))
+      progress.retries++
+    })
+
+  const putAside = (event: EventEnvelope, error: string | null, attempts: number) =>
+    Effect.gen(function* () {
+      yield* Effect.mapError(parking.park(place, event, error, attempts), storeFailure)
+      aside.add(event.entityId)
+      progress.parked++
+      if (error !== null) {
+        yield* Effect.logError(
+          `${name} has put event ${event.sequence} of "${event.entityId}" aside after ${attempts} tries, later ones of the entity follow: ${error}`
+        )
+      }
+    })
+
+  /** Tries again, or forgets, what operators asked for; in the order of each entity's events. */
+  const attend = (sink: Sink) =>
+    Effect.gen(function* () {
+      const rows = yield* Effect.mapError(parking.list(place), storeFailure)
+      const byEntity = Map.groupBy(rows, ({ entityId }) => entityId)
+      for (const [entityId, parked] of byEntity) {
+        aside.add(entityId)
+        let left = parked.length
+        for (const one of parked) {
+          if (one.request === undefined || !(yield* settle(sink, one))) break
+          left--
+        }
+        if (left === 0) aside.delete(entityId)
+      }
+      progress.parked = [...aside].reduce((sum, entityId) => sum + byEntity.get(entityId)!.length, 0)
+    })
+
+  const settle = (sink: Sink, one: Parked) =>
+    Effect.gen(function* () {
+      if (one.request === "retry") {
+        const event = yield* Effect.mapError(eventAt(journal, entityType, shard, one.offset), journalFailure)
+        if (Option.isSome(event)) {
+          const { failure }: Outcome = yield* sink.handle([event.value], true)
+          if (failure !== undefined) {
+            yield* Effect.mapError(
+              parking.park(place, event.value, failure.error.message, one.attempts + 1),
+              storeFailure
+            )
+            yield* Effect.mapError(parking.setRequest(place, one.entityId, one.sequence, null), storeFailure)
+            return false
+          }
+        }
+      }
+      yield* Effect.mapError(parking.remove(place, one.entityId, one.sequence), storeFailure)
+      return true
+    })
+
+  /** The next events: what there is, or for a kind that takes groups as many as come in its time. */
+  const next = (sink: Sink) =>
+    Effect.gen(function* () {
+      const first = yield* Effect.mapError(reader.next(progress.offset), journalFailure)
+      if (sink.group === undefined) return first
+      const { size, withinMillis } = sink.group
+      const until = (yield* Clock.currentTimeMillis) + withinMillis
+      const events = [...first]
+      while (events.length < size) {
+        const left = until - (yield* Clock.currentTimeMillis)
+        if (left <= 0) break
+        const more = yield* reader
+          .next(events.at(-1)!.offset)
+          .pipe(Effect.mapError(journalFailure), Effect.timeoutOption(left))
+        if (Option.isNone(more)) break
+        for (const event of more.value) events.push(event)
+      }
+      return events
+    })
+
+  const handle = (sink: Sink, events: ReadonlyArray<EventEnvelope>): Effect.Effect<Outcome> =>
+    Effect.withSpan(sink.handle(events, false), "read-side.batch", {
+      root: true,
+      kind: "consumer",
+      links: linksOf(events),
+      attributes: {
+        "read_side.processor": place.processor,
+        "read_side.entity_type": entityType,
+        "read_side.shard": shard,
+        "read_side.events": events.length,
+        "read_side.offset": events.at(-1)!.offset
+      }
+    }).pipe(Effect.withTracerEnabled(true), batches.withPermits(1))
+
+  /** True when the event that failed is dealt with, and need not be tried again. */
+  const dealtWith = ({ error, event }: Failure, sink: Sink) =>
+    Effect.gen(function* () {
+      if (event === undefined || mayPass(error)) return false
+      if (park !== undefined && (sink.neverAgain || progress.attempts + 1 >= park.attempts)) {
+        yield* putAside(event, error.message, progress.attempts + 1)
+        return true
+      }
+      if (sink.neverAgain) {
+        yield* Effect.logError(`${name} passes over event ${event.sequence} of "${event.entityId}": ${error.message}`)
+      }
+      return sink.neverAgain === true
+    })
+
+  const step = (sink: Sink) =>
+    Effect.gen(function* () {
+      const events = yield* next(sink)
+      yield* leased
+      let live: ReadonlyArray<EventEnvelope> = events
+      if (aside.size > 0) {
+        const behind = events.filter(({ entityId }) => aside.has(entityId))
+        yield* Effect.forEach(behind, (event) => putAside(event, null, 0), { discard: true })
+        if (behind.length > 0) live = events.filter(({ entityId }) => !aside.has(entityId))
+      }
+      const { done, failure, written }: Outcome =
+        live.length === 0 ? { done: events.at(-1)!.offset, written: 0 } : yield* handle(sink, live)
+      const before = progress.offset
+      const through = failure === undefined ? events.at(-1)!.offset : (failure.event?.offset ?? done + 1) - 1
+      if (through > before) {
+        progress.offset = through
+        progress.stamp = events.find(({ offset }) => offset === through)?.stamp ?? progress.stamp
+        progress.attempts = 0
+        progress.events += through - before
+        progress.batches.count++
+        progress.batches.sum += through - before
+        if (through - before > progress.batches.max) progress.batches.max = through - before
+      }
+      if (failure === undefined) progress.failure = undefined
+      else if (yield* dealtWith(failure, sink)) {
+        progress.offset = failure.event!.offset
+        progress.stamp = failure.event!.stamp
+        progress.attempts = 0
+        progress.failure = undefined
+      } else {
+        changed(progress)
+        return yield* stand(failure.error)
+      }
+      changed(progress)
+      if (progress.offset - progress.storedOffset >= limits.offsetCount) {
+        yield* Effect.mapError(saveOffset(offsets, progress), storeFailure)
+      }
+      // As long as it is worth while, and not when there is more to catch up with than is collected anyway.
+      if (sink.coalesces && written > 1 && events.length < catchUpEvents) {
+        yield* Effect.sleep(Math.min(2 * written, limits.maxLingerMillis))
+      }
+    })
+
+  const work = Effect.gen(function* () {
+    const epoch = startOf(control, entityType, shard).epoch
+    const sink = yield* processor.open({
+      place,
+      session,
+      concurrency: limits.concurrency,
+      generation: control.generation,
+      start: { epoch, offset: 0 }
+    })
+    const start = yield* startAt(surroundings, place, sink, control)
+    progress.epoch = start.epoch
+    progress.offset = start.offset
+    progress.stamp = start.stamp
+    progress.storedOffset = start.stored
+    yield* leased
+    yield* attend(sink)
+    progress.failure = undefined
+    progress.attempts = 0
+    changed(progress)
+    return yield* Effect.forever(step(sink))
+  }).pipe(Effect.scoped)
+
+  return work.pipe(
+    Effect.catch((error: ReadSideError) => stand(error)),
+    // A mistake of a handler, or of ours: it must not end the processor unseen.
+    Effect.catchDefect((defect) =>
+      stand(
+        new ReadSideError({
+          reason: new RequestRefused({
+            message: `${name} met a defect: ${defect instanceof Error ? defect.stack : defect}`
+          })
+        })
+      )
+    ),
+    Effect.forever,
+    Effect.withTracerEnabled(false)
+  )
+}

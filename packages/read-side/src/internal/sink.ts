@@ -1,0 +1,73 @@
+/**
+ * What stands between the engine, which reads logs and keeps offsets, and a kind of processor, which does something with
+ * the events of one shard.
+ */
+import type { EventEnvelope } from "@effect-cassandra/journal/Journal"
+import type { CassandraSession } from "@effect-cassandra/session/CassandraSession"
+import type { Effect, Scope } from "effect"
+import type { ReadSideError } from "../ReadSideError.ts"
+
+/** One shard of an entity type, as a processor follows it. */
+export interface Place {
+  /** The processor's name with its version. */
+  readonly processor: string
+  readonly entityType: string
+  readonly shard: number
+}
+
+/** How far a processor has come in a shard. A higher epoch stands before any offset of a lower one. */
+export interface Reached {
+  readonly epoch: number
+  readonly offset: number
+}
+
+/** What a kind of processor gets. */
+export interface Opening {
+  readonly place: Place
+  readonly session: CassandraSession["Service"]
+  /** Requests in flight for the shard. */
+  readonly concurrency: number
+  /** How many times the tables were emptied; the write timestamps of each time stand before all of those before. */
+  readonly generation: number
+  /** The epoch of this run, and where it was asked to begin, if it was. */
+  readonly start: Reached
+}
+
+/** What became of some events. */
+export interface Outcome {
+  /** The offset up to where the events are in the view; less than the last one's only with a failure. */
+  readonly done: number
+  /** How many rows were written, or Effects run. */
+  readonly written: number
+  readonly failure?: Failure | undefined
+}
+
+/** What stopped a processor, and at which event where it is a single one's fault. */
+export interface Failure {
+  readonly error: ReadSideError
+  readonly event: EventEnvelope | undefined
+}
+
+/** A processor at work in one shard. */
+export interface Sink {
+  /** Brings consecutive events into the view; `retried` are events that were put aside, and do not move the offset. */
+  readonly handle: (events: ReadonlyArray<EventEnvelope>, retried: boolean) => Effect.Effect<Outcome>
+  /** How far it has come, for those that store that by themselves. */
+  readonly reached?: Effect.Effect<Reached | undefined, ReadSideError> | undefined
+  /** Whether an event that failed must not be handled again by itself. */
+  readonly neverAgain?: boolean | undefined
+  /** How many events it takes at once, and how long it waits for as many; by itself it takes what there is. */
+  readonly group?: { readonly size: number; readonly withinMillis: number } | undefined
+  /** Whether later writes of a row replace earlier ones, so that collecting events saves writes. */
+  readonly coalesces?: boolean | undefined
+}
+
+/** Begins work in a shard. */
+export type Open<R = never> = (opening: Opening) => Effect.Effect<Sink, ReadSideError, R | Scope.Scope>
+
+/** Names stand in keys, and `@` before the version. */
+export const validName = (name: string): void => {
+  if (!/^[\w.-]{1,100}$/.test(name)) {
+    throw new Error(`a processor cannot be called "${name}": use letters, digits, "_", "-" and ".", 100 at the most`)
+  }
+}
