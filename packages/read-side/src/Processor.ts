@@ -7,11 +7,13 @@ import type { EventEnvelope } from "@effect-cassandra/journal/Journal"
 import type { CassandraError } from "@effect-cassandra/session/CassandraError"
 import type { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import type { Statement } from "@effect-cassandra/session/Statement"
-import type { Duration, Effect, Schema } from "effect"
+import type { Duration, Effect, Result, Schema } from "effect"
 import { openEffects, openGroups } from "./internal/effects.ts"
 import { type FoldTable, openFold, readFold, tableOf } from "./internal/fold.ts"
 import { type Open, validName } from "./internal/sink.ts"
-import { openStatements } from "./internal/statements.ts"
+import { statements } from "./internal/statements.ts"
+import type { Write } from "./internal/writer.ts"
+import type { ReadSideError } from "./ReadSideError.ts"
 
 /** What is done with an event that cannot be handled. */
 export type FailurePolicy =
@@ -45,6 +47,7 @@ export interface Processor<out R = never> {
   /** The name with the version, by which it is controlled: `balances`, from the second version on `balances@2`. */
   readonly id: string
   readonly entityTypes: ReadonlyArray<string>
+  readonly events: ReadonlyArray<EventSchema>
   readonly tables: ReadonlyArray<string>
   readonly onFailure: FailurePolicy
   readonly open: Open<R>
@@ -55,12 +58,18 @@ export type Handlers<Event extends { readonly _tag: string }, A> = {
   readonly [Tag in Event["_tag"]]?: (event: Extract<Event, { readonly _tag: Tag }>, envelope: EventEnvelope) => A
 }
 
+/** What the Effects of some handlers need. */
+export type ServicesOf<H> = {
+  [Tag in keyof H]: H[Tag] extends (...args: any) => Effect.Effect<any, any, infer R> ? R : never
+}[keyof H]
+
 /** Statements for one event, ten at the most. */
 export type Statements = Statement<unknown> | ReadonlyArray<Statement<unknown>>
 
-const common = <R>(
+/** A processor of a kind of its own: what `open` gives is handed the events of one shard. */
+export const define = <R>(
   name: string,
-  { entityType, tables = [], version = 1 }: Common,
+  { entityType, events, tables = [], version = 1 }: Common & { readonly events: ReadonlyArray<EventSchema> },
   onFailure: FailurePolicy | undefined,
   open: Open<R>
 ): Processor<R> => {
@@ -79,10 +88,17 @@ const common = <R>(
     version,
     id: version === 1 ? name : `${name}@${version}`,
     entityTypes,
+    events,
     tables,
     onFailure: onFailure ?? "retry",
     open
   }
+}
+
+/** A processor that gives statements, which can be seen without a database; `ProcessorTest` does. */
+export interface StatementProcessor extends Processor {
+  /** What it writes for an event, or why it cannot. */
+  readonly writes: (envelope: EventEnvelope) => Result.Result<ReadonlyArray<Write>, ReadSideError>
 }
 
 /**
@@ -113,7 +129,10 @@ export const make = <const Event extends EventSchema>(
     /** Default: `"retry"`. */
     readonly onFailure?: FailurePolicy | undefined
   }
-): Processor => common(name, definition, definition.onFailure, openStatements(name, definition))
+): StatementProcessor => {
+  const { open, writes } = statements(name, definition)
+  return { ...define(name, definition, definition.onFailure, open), writes }
+}
 
 /** Whether an event may be handled twice or not at all when a process dies. */
 export type Delivery =
@@ -137,16 +156,20 @@ export type Delivery =
  * })
  * ```
  */
-export const effect = <const Event extends EventSchema, R = never>(
+export const effect = <
+  const Event extends EventSchema,
+  const H extends Handlers<Event["Type"], Effect.Effect<unknown, unknown, any>>
+>(
   name: string,
   definition: Common & {
     readonly events: ReadonlyArray<Event>
-    readonly handlers: Handlers<Event["Type"], Effect.Effect<unknown, unknown, R>>
+    readonly handlers: H
     /** Default: `"at-least-once"`. */
     readonly delivery?: Delivery | undefined
     readonly onFailure?: FailurePolicy | undefined
   }
-): Processor<R> => common(name, definition, definition.onFailure, openEffects(name, definition))
+): Processor<ServicesOf<H>> =>
+  define(name, definition, definition.onFailure, openEffects<ServicesOf<H>>(name, definition))
 
 /** An event with its place, for a handler that takes several. */
 export interface Received<Event> {
@@ -179,7 +202,7 @@ export const grouped = <const Event extends EventSchema, R = never>(
     /** How long events wait for others to come. Default: 1 second. */
     readonly within?: Duration.Input | undefined
   }
-): Processor<R> => common(name, definition, undefined, openGroups(name, definition))
+): Processor<R> => define(name, definition, undefined, openGroups(name, definition))
 
 /** A processor with a state for each key, which `stateOf` reads. */
 export interface Fold<State> extends Processor {
@@ -223,7 +246,7 @@ export const fold = <const Event extends EventSchema, State>(
 ): Fold<State> => {
   const table: FoldTable<State> = { ...definition, name }
   return Object.assign(
-    common(name, { ...definition, tables: [readFold.table(definition.table)] }, undefined, openFold(table)),
+    define(name, { ...definition, tables: [readFold.table(definition.table)] }, undefined, openFold(table)),
     { stateOf: readFold.of(table) }
   )
 }

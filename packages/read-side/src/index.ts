@@ -1,3 +1,6 @@
+export * as MemoryView from "./MemoryView.ts"
 export * as Processor from "./Processor.ts"
+export * as ProcessorTest from "./ProcessorTest.ts"
 export * as ReadSide from "./ReadSide.ts"
 export * as ReadSideError from "./ReadSideError.ts"
+export * as SqlProcessor from "./SqlProcessor.ts"

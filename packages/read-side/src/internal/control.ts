@@ -36,6 +36,8 @@ export interface Control {
   readonly parked: number
   /** The version that readers use; of the document under the name without a version. */
   readonly active: number
+  /** The newest version that readers ever used: they go back from it only when they are told to, and stay. */
+  readonly newest: number
   /** The tables are gone, and nobody may work. */
   readonly dropped: boolean
 }
@@ -50,6 +52,7 @@ export const initial: Control = {
   held: false,
   parked: 0,
   active: 1,
+  newest: 1,
   dropped: false
 }
 
@@ -67,6 +70,12 @@ export const withDesired = (
   place === undefined
     ? { ...control, desired, shards: {} }
     : { ...control, shards: { ...control.shards, [shardKey(place.entityType, place.shard)]: desired } }
+
+export const withActive = (control: Control, active: number): Control => ({
+  ...control,
+  active,
+  newest: Math.max(active, control.newest)
+})
 
 /** Where the last request for a shard wants it to begin; epoch 0 without one. */
 export const startOf = (control: Control, entityType: string, shard: number): Start =>

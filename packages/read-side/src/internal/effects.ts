@@ -5,24 +5,10 @@ import type { EventSchema } from "@effect-cassandra/journal/EventCodec"
 import type { EventEnvelope } from "@effect-cassandra/journal/Journal"
 import { Cause, Duration, Effect, Result } from "effect"
 import type { Delivery, Handlers, Received } from "../Processor.ts"
-import { HandlerFailure, ReadSideError } from "../ReadSideError.ts"
 import { makeClaims } from "./claims.ts"
 import { makeDecode } from "./events.ts"
-import { storeFailure } from "./failures.ts"
+import { handlerFailure, storeFailure } from "./failures.ts"
 import type { Open, Outcome } from "./sink.ts"
-
-const handlerFailure = (
-  processor: string,
-  { entityId, sequence, type }: EventEnvelope,
-  cause: Cause.Cause<unknown>
-) => {
-  const failure = Cause.squash(cause)
-  const said = failure instanceof Error ? failure.message : String(failure)
-  const message = `the handler for ${type} of processor "${processor}" failed at event ${sequence} of "${entityId}": ${said}`
-  return new ReadSideError({
-    reason: new HandlerFailure({ processor, entityId, eventType: type, message, cause: failure })
-  })
-}
 
 /** The Effect's failure or defect; an interruption goes on as such. */
 const failureOf = <R>(
@@ -47,7 +33,7 @@ export const openEffects = <R>(name: string, definition: EffectsDefinition<R>): 
     (event: unknown, envelope: EventEnvelope) => Effect.Effect<unknown, unknown, R>
   >
 
-  return Effect.fnUntraced(function* ({ place, session, start }) {
+  return Effect.fnUntraced(function* ({ epoch, place, session }) {
     const context = yield* Effect.context<R>()
     const claims = definition.delivery === "at-most-once" ? makeClaims(session, place) : undefined
 
@@ -72,7 +58,7 @@ export const openEffects = <R>(name: string, definition: EffectsDefinition<R>): 
         if (Result.isFailure(effect)) return { done, written, failure: { error: effect.failure, event } }
         if (effect.success !== undefined) {
           if (claims !== undefined && !retried) {
-            const claimed = yield* Effect.result(claims.claim({ epoch: start.epoch, offset: event.offset }))
+            const claimed = yield* Effect.result(claims.claim({ epoch, offset: event.offset }))
             if (Result.isFailure(claimed)) {
               return { done, written, failure: { error: storeFailure(claimed.failure), event: undefined } }
             }

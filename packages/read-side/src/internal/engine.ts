@@ -11,7 +11,7 @@ import { ReadSideError, RequestRefused } from "../ReadSideError.ts"
 import { decide, type Holder } from "./assignment.ts"
 import { claimsTable } from "./claims.ts"
 import { type Cluster, clusterTable, type Member, makeCluster, type View, type Work } from "./cluster.ts"
-import { type Control, desiredOf, initial, startOf } from "./control.ts"
+import { type Control, desiredOf, initial, startOf, withActive } from "./control.ts"
 import { journalFailure, storeFailure } from "./failures.ts"
 import { LogReader } from "./logReader.ts"
 import { registerMetrics } from "./metrics.ts"
@@ -312,7 +312,7 @@ export const makeEngine = Effect.fnUntraced(function* <R>(
   const switchOver = Effect.suspend(() =>
     Effect.forEach(
       processors.filter(
-        ({ id, name, version }) => version > activeOf(view, name) && owned.get(id)!.has(units.get(id)![0]!.shardKey)
+        ({ id, name, version }) => version > controlOf(name).newest && owned.get(id)!.has(units.get(id)![0]!.shardKey)
       ),
       (processor) => switchWhenCaughtUp(processor),
       { discard: true }
@@ -328,9 +328,7 @@ export const makeEngine = Effect.fnUntraced(function* <R>(
       Effect.flatMap((there) =>
         there
           ? Effect.andThen(
-              cluster.control(name, (control) =>
-                control.active < version ? { ...control, active: version } : undefined
-              ),
+              cluster.control(name, (control) => (control.newest < version ? withActive(control, version) : undefined)),
               Effect.andThen(Effect.logInfo(`readers of "${name}" use version ${version} now`), nudge)
             )
           : Effect.void

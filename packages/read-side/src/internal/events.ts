@@ -10,7 +10,7 @@ import { ReadSideError, UndecodableEvent } from "../ReadSideError.ts"
 export type Decode<Event> = (envelope: EventEnvelope) => Result.Result<ReadonlyArray<Event>, ReadSideError>
 
 /** Events of the journal itself begin with it; they are passed over, except where a handler is named so. */
-export const isSystem = (type: string): boolean => type.startsWith("$")
+const isSystem = (type: string): boolean => type.startsWith("$")
 
 const none = Result.succeed([])
 

@@ -9,7 +9,7 @@ import { Clock, Duration, Effect, Option, Stream } from "effect"
 import type { LogPosition, ParkedEntity, ReadSide, RewindTarget, Shard, Status } from "../ReadSide.ts"
 import { NotProjected, ReadSideError, RequestRefused, Unknown } from "../ReadSideError.ts"
 import { makeCluster, type Registration, type View, type Work } from "./cluster.ts"
-import { type Control, desiredOf, initial, type Target, withDesired, withStart } from "./control.ts"
+import { type Control, desiredOf, initial, type Target, withActive, withDesired, withStart } from "./control.ts"
 import { activeOf, createTables, type Engine, tables } from "./engine.ts"
 import { journalFailure, storeFailure } from "./failures.ts"
 import { tableOf } from "./fold.ts"
@@ -325,7 +325,7 @@ export const makeRequests = Effect.fnUntraced(function* (engine: Engine | undefi
     const view = yield* look
     yield* registrationOf(view, id)
     if (view.controls.get(id)?.dropped) return yield* refuse(`version ${version} of "${name}" was dropped`)
-    const { revision } = yield* change(name, (control) => ({ ...control, active: version }))
+    const { revision } = yield* change(name, (control) => withActive(control, version))
     yield* acknowledged(name, revision)
   })
 

@@ -103,7 +103,7 @@ const eventAt = (journal: Journal["Service"], entityType: string, shard: number,
   Stream.runHead(journal.currentEvents(entityType, shard, offset - 1))
 
 /** The offset that a request means. */
-export const resolveTarget = (journal: Journal["Service"], entityType: string, shard: number, to: Target) =>
+const resolveTarget = (journal: Journal["Service"], entityType: string, shard: number, to: Target) =>
   ("offset" in to ? Effect.succeed(to.offset) : offsetAt(journal, entityType, shard, to.time)).pipe(
     Effect.mapError(journalFailure)
   )
@@ -340,13 +340,12 @@ export const run = <R>(
     })
 
   const work = Effect.gen(function* () {
-    const epoch = startOf(control, entityType, shard).epoch
     const sink = yield* processor.open({
       place,
       session,
       concurrency: limits.concurrency,
       generation: control.generation,
-      start: { epoch, offset: 0 }
+      epoch: startOf(control, entityType, shard).epoch
     })
     const start = yield* startAt(surroundings, place, sink, control)
     progress.epoch = start.epoch

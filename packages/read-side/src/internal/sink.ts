@@ -29,8 +29,8 @@ export interface Opening {
   readonly concurrency: number
   /** How many times the tables were emptied; the write timestamps of each time stand before all of those before. */
   readonly generation: number
-  /** The epoch of this run, and where it was asked to begin, if it was. */
-  readonly start: Reached
+  /** Of this run: it is raised when the processor is sent elsewhere in the log. */
+  readonly epoch: number
 }
 
 /** What became of some events. */

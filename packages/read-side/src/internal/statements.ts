@@ -11,7 +11,7 @@ import { HandlerFailure, ReadSideError, StatementRefused } from "../ReadSideErro
 import { type Decode, makeDecode } from "./events.ts"
 import { storeFailure } from "./failures.ts"
 import type { Open, Outcome } from "./sink.ts"
-import { Refused, type Write, Writer } from "./writer.ts"
+import { Refused, refusalOf, type Write, Writer } from "./writer.ts"
 
 /** Stamps of neighbouring events are ten apart. */
 const maxStatements = 10
@@ -39,12 +39,12 @@ const refused = (processor: string, type: string, text: string, why: string) =>
     reason: new StatementRefused({
       processor,
       statement: text,
-      message: `the handler for ${type} of processor "${processor}" gave a statement that may not be executed twice. ${why}. ${text}`
+      message: `the handler for ${type} of processor "${processor}" gave a statement that may not be executed twice: ${why}. ${text}`
     })
   })
 
 /** The statements of a processor for an event, before they are checked against the tables. */
-export const statementsOf = (name: string, { events, handlers }: Definition) => {
+const statementsOf = (name: string, { events, handlers }: Definition) => {
   const decode: Decode<{ readonly _tag: string }> = makeDecode(name, events, Object.keys(handlers))
   return (envelope: EventEnvelope): Result.Result<ReadonlyArray<Statement<unknown>>, ReadSideError> => {
     const decoded = decode(envelope)
@@ -76,10 +76,10 @@ export const statementsOf = (name: string, { events, handlers }: Definition) => 
 }
 
 /** What the handlers write, checked as far as the texts show. */
-export const writesOf = (
+const writesOf = (
   name: string,
   statements: ReturnType<typeof statementsOf>,
-  writer: Pick<Writer, "refusal">,
+  refusal: (statement: Statement<unknown>) => string | undefined,
   generation: number
 ) => {
   return (envelope: EventEnvelope): Result.Result<ReadonlyArray<Write>, ReadSideError> => {
@@ -87,7 +87,7 @@ export const writesOf = (
     if (Result.isFailure(given)) return Result.fail(given.failure)
     const writes: Array<Write> = []
     for (const statement of given.success) {
-      const why = writer.refusal(statement)
+      const why = refusal(statement)
       if (why !== undefined) return Result.fail(refused(name, envelope.type, statement.text, why))
       writes.push({ statement, stamp: stampOf(envelope, generation) + BigInt(writes.length), event: envelope })
     }
@@ -95,14 +95,15 @@ export const writesOf = (
   }
 }
 
-export const openStatements = (name: string, definition: Definition): Open => {
-  const statements = statementsOf(name, definition)
+/** A processor's statements for an event, and its work in a shard. */
+export const statements = (name: string, definition: Definition) => {
+  const given = statementsOf(name, definition)
   // One for all shards, which sees when two of them write one row.
   const writers = new WeakMap<CassandraSession["Service"], Writer>()
-  return ({ concurrency, generation, session }) => {
+  const open: Open = ({ concurrency, generation, session }) => {
     const writer = writers.get(session) ?? new Writer(session)
     writers.set(session, writer)
-    const writes = writesOf(name, statements, writer, generation)
+    const writes = writesOf(name, given, (statement) => writer.refusal(statement), generation)
 
     const handle = (events: ReadonlyArray<EventEnvelope>): Effect.Effect<Outcome> => {
       const all: Array<Write> = []
@@ -160,4 +161,5 @@ export const openStatements = (name: string, definition: Definition): Open => {
 
     return Effect.succeed({ handle, coalesces: true })
   }
+  return { open, writes: writesOf(name, given, refusalOf, 0) }
 }

@@ -71,6 +71,19 @@ const sameValues = (a: ReadonlyArray<unknown>, b: ReadonlyArray<unknown>) =>
 const overlap = (a: Plan, b: Plan) =>
   a.sets === undefined || b.sets === undefined || [...a.sets].some((name) => b.sets!.has(name))
 
+const optionsRefusal = ({ options }: Statement<unknown>): string | undefined =>
+  options.timestamp !== undefined
+    ? "it has a timestamp of its own: the write timestamp is that of the event"
+    : options.ttl !== undefined
+      ? "it has a time to live, which would count anew from each repetition"
+      : undefined
+
+/** Why a statement may not be executed, if so, as far as it shows without its table. */
+export const refusalOf = (statement: Statement<unknown>): string | undefined => {
+  const analysis = analyse(statement.text)
+  return typeof analysis === "string" ? analysis : optionsRefusal(statement)
+}
+
 /** A writer in the keyspace of a session, for the shards of one processor. */
 export class Writer {
   readonly #session: CassandraSession["Service"]
@@ -82,17 +95,15 @@ export class Writer {
     this.#session = session
   }
 
-  /** Why a statement may not be executed, if so, as far as its text shows. */
-  refusal({ options, text }: Statement<unknown>): string | undefined {
-    if (options.timestamp !== undefined)
-      return "it has a timestamp of its own: the write timestamp is that of the event"
-    if (options.ttl !== undefined) return "it has a time to live, which would count from each repetition anew"
+  /** As `refusalOf`, which looks at a text once. */
+  refusal(statement: Statement<unknown>): string | undefined {
+    const { text } = statement
     let analysis = this.#analyses.get(text)
     if (analysis === undefined) {
       analysis = analyse(text)
       this.#analyses.set(text, analysis)
     }
-    return typeof analysis === "string" ? analysis : undefined
+    return typeof analysis === "string" ? analysis : optionsRefusal(statement)
   }
 
   #plan(text: string): Effect.Effect<Plan, CassandraError> {
@@ -131,16 +142,20 @@ export class Writer {
     const feed = this.#feeds.get(rowKey)
     if (feed === undefined) {
       if (this.#feeds.size < rememberedRows) {
-        const entity = `${entityType} "${entityId}"`
+        const entity = `${entityType} "${entityId}" (shard ${shard})`
         this.#feeds.set(rowKey, { source, entity, plan, params: write.statement.params })
       }
       return undefined
     }
     if (feed.source === source || !overlap(feed.plan, plan)) return undefined
     // What does not differ does not depend on an order.
-    if (feed.plan === plan && plan.sets !== undefined && sameValues(feed.params, write.statement.params))
+    if (
+      feed.plan.analysis === plan.analysis &&
+      plan.sets !== undefined &&
+      sameValues(feed.params, write.statement.params)
+    )
       return undefined
-    return `${feed.entity} of ${feed.source} writes the same row of ${plan.analysis.table} as ${entityType} "${entityId}" of shard ${shard}, and between shards there is no order: let the key name the entity, or keep a sum by Processor.fold`
+    return `${feed.entity} writes the same row of ${plan.analysis.table} as ${entityType} "${entityId}" (shard ${shard}), and between shards there is no order: let the key name the entity, or keep a sum by Processor.fold`
   }
 
   /** Executes the writes, and says how many were left to execute; they may be executed again when it fails. */
