@@ -20,21 +20,21 @@ export const makeDecode = <const Event extends EventSchema>(
   events: ReadonlyArray<Event>,
   types?: ReadonlyArray<string>
 ): Decode<Event["Type"]> => {
-  const codec = makeEventCodec(events)
-  const wanted = types ?? codec.types
+  const known = makeEventCodec(events).types
+  const wanted = types ?? known
   for (const type of wanted) {
-    if (!codec.types.includes(type)) {
+    if (!known.includes(type)) {
       throw new Error(
-        `processor "${processor}" has a handler for ${type}, which is not among its events: ${codec.types.join(", ")}`
+        `processor "${processor}" has a handler for ${type}, which is not among its events: ${known.join(", ")}`
       )
     }
   }
-  const known = new Set(wanted)
+  const codec = makeEventCodec(events, { only: wanted })
   return (envelope) => {
     const { entityId, entityType, offset, payload, sequence, shard, type } = envelope
-    if (isSystem(type) || !known.has(type)) return none
+    if (isSystem(type)) return none
     const decoded = codec.decode(type, payload)
-    if (Result.isSuccess(decoded)) return Result.succeed([decoded.success])
+    if (Result.isSuccess(decoded)) return Result.succeed(decoded.success)
     const message = `event ${sequence} of ${entityType} "${entityId}" is a ${type}, for processor "${processor}": ${decoded.failure}`
     return Result.fail(
       new ReadSideError({

@@ -22,7 +22,7 @@ export interface Reached {
 }
 
 /** What a kind of processor gets. */
-export interface Opening {
+interface Opening {
   readonly place: Place
   readonly session: CassandraSession["Service"]
   /** Requests in flight for the shard. */
