@@ -121,7 +121,7 @@ const journalAppend = Effect.gen(function* () {
         const key = { entityType: "Appended", entityId }
         const { sequence, validThrough } = positions.get(entityId) ?? (yield* journal.load(key))
         const events = [{ type: "Deposited", payload: { cents: 100, balance: sequence, note } }]
-        positions.set(entityId, yield* journal.append({ ...key, sequence, validThrough, events }))
+        positions.set(entityId, yield* journal.append({ ...key, expected: { sequence, validThrough }, events }))
       })
     )
 })

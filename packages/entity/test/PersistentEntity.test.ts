@@ -109,7 +109,7 @@ const suite = <E>(name: string, journal: Layer.Layer<Journal | CassandraSession,
     it.effect("an event that no longer decodes is named, with the way out", () =>
       Effect.gen(function* () {
         const journal = yield* Journal
-        const start = { entityType: "Counter", sequence: 0, validThrough: 0 }
+        const start = { entityType: "Counter", expected: "none" } as const
         yield* journal.append({ ...start, entityId: "shape", events: [{ type: "Added", payload: { amount: "x" } }] })
         yield* journal.append({ ...start, entityId: "type", events: [{ type: "Multiplied", payload: {} }] })
         const counters = yield* Counter

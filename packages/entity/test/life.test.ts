@@ -160,7 +160,7 @@ describe("read-only commands", () => {
         yield* counters(id).Add({ amount: 1 })
         const at = yield* journal.load({ entityType: "Counter", entityId: id })
         const events = [{ type: "Added", payload: { amount: 5 } }]
-        yield* journal.append({ entityType: "Counter", entityId: id, ...at, events })
+        yield* journal.append({ entityType: "Counter", entityId: id, expected: at, events })
         assert.strictEqual(yield* read, 6)
       }
       assert.strictEqual((yield* Effect.flip(counters("negative").Add({ amount: -1 })))._tag, "Negative")
@@ -171,7 +171,7 @@ describe("read-only commands", () => {
     Effect.gen(function* () {
       const { journal } = yield* Watched
       const events = [{ type: "Added", payload: { amount: -5 } }]
-      yield* journal.append({ entityType: "Counter", entityId: "a", sequence: 0, validThrough: 0, events })
+      yield* journal.append({ entityType: "Counter", entityId: "a", expected: 0, events })
       const counter = (yield* Counter)("a")
       assert.deepInclude(yield* Effect.flip(counter.LookPositive()), { _tag: "Negative", total: -5 })
       assert.strictEqual(yield* counter.Peek(), -5)
@@ -548,7 +548,7 @@ describe("faults", () => {
       const rival = Effect.gen(function* () {
         const at = yield* watched.journal.load({ entityType: "Counter", entityId: "a" })
         const events = [{ type: "Added", payload: { amount: 100 } }]
-        yield* watched.journal.append({ entityType: "Counter", entityId: "a", ...at, events })
+        yield* watched.journal.append({ entityType: "Counter", entityId: "a", expected: at, events })
       })
       let times = 2
       watched.beforeAppend = Effect.suspend(() => (times-- > 0 ? rival : Effect.void))

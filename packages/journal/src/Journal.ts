@@ -6,33 +6,86 @@
  */
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { type SerialConsistency, make as statement } from "@effect-cassandra/session/Statement"
-import { Clock, Config, Context, type Duration, Effect, Layer, type Option, type Stream } from "effect"
+import { Clock, Config, Context, type Duration, Effect, Layer, type Option, type Schema, type Stream } from "effect"
+import type { Encoding } from "./Encoding.ts"
 import { cassandraStore, tables } from "./internal/cassandraStore.ts"
+import { storeFailure } from "./internal/failure.ts"
 import { makeJournal } from "./internal/journal.ts"
 import { memoryStore } from "./internal/memoryStore.ts"
-import { storeFailure } from "./internal/shardLog.ts"
 import { ClockSkew, JournalError } from "./JournalError.ts"
+
+/** A value that JSON can hold. */
+export type Json = Schema.Json
 
 /** Settings of a journal. Those marked "recorded" are fixed when an entity type is first used. */
 export interface Options {
-  /** Logs per entity type; recorded. Default: 10. */
+  /** Logs per entity type; recorded. Default: 4. Few logs make large blocks: README.md says when to take more. */
   readonly shards?: number | undefined
   /**
    * Who agrees on an append: the replicas of all data centres, or those of the local one, in which case only this data
    * centre may append; recorded. Default: `"SERIAL"`.
    */
   readonly serialConsistency?: SerialConsistency | undefined
-  /** Events per partition of a log; recorded. Default: 10 000. */
+  /** Events per bucket of a log; recorded. Default: 10 000. */
   readonly bucketSize?: number | undefined
+  /** Characters of JSON per partition of a log, which may be passed by one block; recorded. Default: 32 MiB. */
+  readonly partitionSize?: number | undefined
   /** How long an append waits for an answer before it fails with `OutcomeUnknown`. Default: 10 seconds. */
   readonly appendTimeout?: Duration.Input | undefined
   /** How often the index of entities is brought up to date. Default: 1 second. */
   readonly indexInterval?: Duration.Input | undefined
   /** The longest pause between two looks for events of other processes, while nothing happens. Default: 1 second. */
   readonly maxPollInterval?: Duration.Input | undefined
+  /** Which commands are known again: those of an entity's newest events, if they are not too old. */
+  readonly commandWindow?: CommandWindow | undefined
+  /** How payloads are stored from now on. Default: readable JSON. */
+  readonly encoding?: Encoding | undefined
+  /** Encodings of payloads stored before, beside `encoding`. */
+  readonly encodings?: ReadonlyArray<Encoding> | undefined
+  /** Characters of JSON that one event may have. Default: 1 MiB. */
+  readonly maxEventSize?: number | undefined
 }
 
-/** An event of an entity, with its place in the journal. */
+/** How far back a journal knows commands again. */
+export interface CommandWindow {
+  /** Events of the entity. Default: 100. */
+  readonly events?: number | undefined
+  /** Default: 1 day. */
+  readonly age?: Duration.Input | undefined
+}
+
+/**
+ * What is known of an event beside what it says. The named members are the journal's, all others are the user's own.
+ */
+export interface Metadata {
+  /** The command that the event comes from: see `Append.command`. */
+  readonly commandId?: string
+  /** What belongs together, over all services. */
+  readonly correlationId?: string
+  /** What led to it: the id of a command or an event. */
+  readonly causationId?: string
+  /** W3C trace context (https://www.w3.org/TR/trace-context/). */
+  readonly traceparent?: string
+  readonly [name: string]: Json | undefined
+}
+
+/**
+ * Metadata for everything that is appended in an effect.
+ *
+ * **Example**
+ *
+ * ```ts
+ * account.Deposit({ cents: 100 }).pipe(
+ *   Effect.provideService(CurrentMetadata, { correlationId: request.id })
+ * )
+ * ```
+ */
+export const CurrentMetadata: Context.Reference<Metadata> = Context.Reference(
+  "@effect-cassandra/journal/Journal/CurrentMetadata",
+  { defaultValue: (): Metadata => ({}) }
+)
+
+/** An event of an entity, with its place in the journal. Types that begin with `$` are the journal's own events. */
 export interface EventEnvelope {
   readonly entityType: string
   readonly entityId: string
@@ -44,20 +97,20 @@ export interface EventEnvelope {
   /** Microseconds since the epoch; strictly increasing within the shard, in steps of 10 at least. */
   readonly stamp: number
   readonly type: string
-  /** The event as JSON gives it. */
+  /** Of the event's schema; 1 where none was given. */
+  readonly version: number
+  readonly metadata: Metadata
+  /** The event as JSON gives it; undefined where it was deleted. */
   readonly payload: unknown
+  /** The payload is gone; the event keeps its place, to be passed over. */
+  readonly deleted: boolean
 }
 
-/** Events to store for one entity, all of them or none. */
-export interface Append {
+/** A place in a log, up to where something is included. */
+export interface LogPosition {
   readonly entityType: string
-  readonly entityId: string
-  /** The entity's last sequence number as the writer knows it; 0 when it has no events. */
-  readonly sequence: number
-  /** As `load`, `append` or `confirm` gave it with that sequence number. */
-  readonly validThrough: number
-  /** Payloads are values that JSON can hold. */
-  readonly events: ReadonlyArray<{ readonly type: string; readonly payload: unknown }>
+  readonly shard: number
+  readonly offset: number
 }
 
 /** Where an entity stands: its last sequence number, and the offset up to where all its events are included. */
@@ -66,19 +119,82 @@ export interface Position {
   readonly validThrough: number
 }
 
+/**
+ * What an entity must be like for events to be stored. A position, as `load`, `append` and `confirm` give it: the writer has
+ * seen everything up to there, commands included. Or its last sequence number, or without events, or with some, or
+ * anything: then the journal looks.
+ */
+export type Expected = Position | number | "none" | "exists" | "any"
+
+/** An event to store. */
+export interface NewEvent {
+  /** Does not begin with `$`. */
+  readonly type: string
+  /** Of the event's schema: a whole number from 1 on. */
+  readonly version?: number | undefined
+  /** A value that JSON can hold. */
+  readonly payload: unknown
+  readonly metadata?: Metadata | undefined
+}
+
+/** Events to store for one entity, all of them or none. */
+export interface Append {
+  readonly entityType: string
+  readonly entityId: string
+  readonly expected: Expected
+  readonly events: ReadonlyArray<NewEvent>
+  /** For all events, beside `CurrentMetadata` and before each event's own. */
+  readonly metadata?: Metadata | undefined
+  /**
+   * What the events come from. A command whose id is known within the window stores nothing and gets the first answer. If
+   * it has no events, an event `$command` is stored to remember it.
+   */
+  readonly command?: { readonly id: string; readonly answer?: Json | undefined } | undefined
+}
+
+/** What became of an append. */
+export interface Appended extends Position {
+  /** The command was known, so nothing was stored: `sequence` is that of its last event then. */
+  readonly repeated: boolean
+  /** The first answer to the command. */
+  readonly answer: Json | undefined
+}
+
 /** A saved state of an entity. */
 export interface Snapshot {
   readonly sequence: number
   /** The position of the state in the shard's log. */
   readonly validThrough: number
+  /** Of the state's schema. Default: 1. */
+  readonly version?: number | undefined
   /** As JSON gives it. */
   readonly state: unknown
+}
+
+/** A command that an entity has carried out. */
+export interface KnownCommand {
+  /** Of its last event. */
+  readonly sequence: number
+  readonly answer: Json | undefined
 }
 
 /** What is stored of an entity: the newest snapshot, and the events after it. */
 export interface Loaded extends Position {
   readonly snapshot: Option.Option<Snapshot>
+  /** The journal's own and deleted ones included. */
   readonly events: ReadonlyArray<EventEnvelope>
+  /** The commands in the window by id, where they were asked for. */
+  readonly commands: ReadonlyMap<string, KnownCommand>
+  /** Events up to this sequence number are deleted. */
+  readonly deletedThrough: number
+}
+
+/** How to load an entity. */
+export interface LoadOptions {
+  /** Without snapshots after this sequence number. */
+  readonly snapshotsUpTo?: number | undefined
+  /** With the commands in the window, also those behind the snapshot. Default: false. */
+  readonly commands?: boolean | undefined
 }
 
 /** What identifies an entity. */
@@ -96,16 +212,15 @@ export class Journal extends Context.Service<
     /** Logs per entity type. */
     readonly shards: number
     readonly shardOf: (entityId: string) => number
+    /** Counts the restores of older data; stored offsets of another epoch stand for nothing. */
+    readonly epoch: (entityType: string) => Effect.Effect<number, JournalError>
     /**
-     * Stores events if the entity has no others than the writer knows, else fails with `SequenceConflict`. Once
-     * acknowledged they are there for ever, exactly once.
+     * Stores events if the entity is as expected, else fails with `SequenceConflict`. Once acknowledged they are there for
+     * ever, exactly once.
      */
-    readonly append: (append: Append) => Effect.Effect<Position, JournalError>
-    /** What is stored of an entity; with `snapshotsUpTo`, without snapshots after that sequence number. */
-    readonly load: (
-      entity: EntityKey,
-      options?: { readonly snapshotsUpTo?: number }
-    ) => Effect.Effect<Loaded, JournalError>
+    readonly append: (append: Append) => Effect.Effect<Appended, JournalError>
+    /** What is stored of an entity. */
+    readonly load: (entity: EntityKey, options?: LoadOptions) => Effect.Effect<Loaded, JournalError>
     /**
      * Asks the cluster whether a position is still the entity's newest, and gives it brought forward; fails with
      * `SequenceConflict` if it is not. Concurrent calls share one request.
@@ -119,6 +234,12 @@ export class Journal extends Context.Service<
       snapshot: Snapshot,
       removeThrough: number
     ) => Effect.Effect<void, JournalError>
+    /**
+     * Deletes the payloads of an entity's events up to a sequence number (all there are, without it), in the log, the index
+     * and snapshots that rest on nothing else; the deletion is an event `$deleted` itself. Places and sequence numbers stay.
+     * It goes on after a crash, and is complete when this returns. Gives the entity's new position.
+     */
+    readonly delete: (entity: EntityKey, through?: number) => Effect.Effect<Position, JournalError>
     /** The events of a shard after an offset (0 for all), then those to come. */
     readonly events: (entityType: string, shard: number, after: number) => Stream.Stream<EventEnvelope, JournalError>
     /** The events of a shard after an offset, up to the last one stored now. */

@@ -7,11 +7,11 @@ import { Schema } from "effect"
 const Entity = { entityType: Schema.String, entityId: Schema.String }
 const Shard = { entityType: Schema.String, shard: Schema.Number }
 
-/** The entity has events that the writer had not seen, so nothing was stored: load it again and decide again. */
+/** The entity is not as the writer expected, so nothing was stored: load it again and decide again. */
 export class SequenceConflict extends Schema.TaggedError<SequenceConflict>()("SequenceConflict", {
   ...Entity,
-  /** The sequence number that the writer took for the last one. */
-  expected: Schema.Number,
+  /** As in the append: the sequence number that the writer took for the last one, "none" or "exists". */
+  expected: Schema.Union([Schema.Number, Schema.String]),
   message: Schema.String
 }) {}
 
@@ -27,6 +27,19 @@ export class OutcomeUnknown extends Schema.TaggedError<OutcomeUnknown>()("Outcom
 /** An append is larger than the journal takes; nothing was stored. */
 export class AppendTooLarge extends Schema.TaggedError<AppendTooLarge>()("AppendTooLarge", {
   ...Entity,
+  message: Schema.String
+}) {}
+
+/** An append is not of the right form; nothing was stored. */
+export class MalformedAppend extends Schema.TaggedError<MalformedAppend>()("MalformedAppend", {
+  ...Entity,
+  message: Schema.String
+}) {}
+
+/** A payload cannot be encoded, or cannot be read: its encoding is not among those given, or refuses it. */
+export class EncodingFailure extends Schema.TaggedError<EncodingFailure>()("EncodingFailure", {
+  ...Entity,
+  encoding: Schema.String,
   message: Schema.String
 }) {}
 
@@ -65,6 +78,8 @@ export const Reason = Schema.Union([
   SequenceConflict,
   OutcomeUnknown,
   AppendTooLarge,
+  MalformedAppend,
+  EncodingFailure,
   SettingsMismatch,
   DataLost,
   DataCorrupt,

@@ -16,7 +16,7 @@ const appendAll = (entityType: string, entityId: string, count: number, from: Po
     const journal = yield* Journal
     let at = from
     for (let i = 0; i < count; i++) {
-      at = yield* journal.append({ entityType, entityId, ...at, events: [deposited(at.sequence + 1)] })
+      at = yield* journal.append({ entityType, entityId, expected: at, events: [deposited(at.sequence + 1)] })
     }
     return at
   })
@@ -39,7 +39,7 @@ const suite = <R, E>(name: string, Live: Layer.Layer<Journal | R, E>) =>
         const journal = yield* Journal
         const key = { entityType: "Order", entityId: 'a "quoted" id, äöü' }
         const payload = { text: 'line\n"x"', list: [1, null], gone: undefined, nested: { deep: true } }
-        const first = yield* journal.append({ ...key, ...start, events: [{ type: "A", payload }, deposited(2)] })
+        const first = yield* journal.append({ ...key, expected: start, events: [{ type: "A", payload }, deposited(2)] })
         assert.strictEqual(first.sequence, 2)
         const loaded = yield* journal.load(key)
         assert.deepStrictEqual(sequences(loaded.events), [1, 2])
@@ -65,9 +65,9 @@ const suite = <R, E>(name: string, Live: Layer.Layer<Journal | R, E>) =>
       Effect.gen(function* () {
         const journal = yield* Journal
         const key = { entityType: "Order", entityId: "conflict" }
-        const first = yield* journal.append({ ...key, ...start, events: [deposited(1)] })
+        const first = yield* journal.append({ ...key, expected: start, events: [deposited(1)] })
         for (const wrong of [start, { sequence: 2, validThrough: first.validThrough }]) {
-          const error = yield* Effect.flip(journal.append({ ...key, ...wrong, events: [deposited(9)] }))
+          const error = yield* Effect.flip(journal.append({ ...key, expected: wrong, events: [deposited(9)] }))
           assert.strictEqual(error.reason._tag, "SequenceConflict")
           assert.match(error.message, /"conflict" has events after/)
         }
@@ -81,7 +81,7 @@ const suite = <R, E>(name: string, Live: Layer.Layer<Journal | R, E>) =>
         const key = { entityType: "Order", entityId: "race" }
         const results = yield* Effect.forEach(
           numbers(1, 10),
-          (n) => Effect.result(journal.append({ ...key, ...start, events: [deposited(n)] })),
+          (n) => Effect.result(journal.append({ ...key, expected: start, events: [deposited(n)] })),
           { concurrency: "unbounded" }
         )
         assert.strictEqual(results.filter(({ _tag }) => _tag === "Success").length, 1)
@@ -180,8 +180,8 @@ const suite = <R, E>(name: string, Live: Layer.Layer<Journal | R, E>) =>
         const journal = yield* Journal
         const key = { entityType: "Large", entityId: "l" }
         const event = (size: number) => ({ type: "Big", payload: { text: "x".repeat(size) } })
-        const at = yield* journal.append({ ...key, ...start, events: [event(1_000_000)] })
-        const error = yield* Effect.flip(journal.append({ ...key, ...at, events: [event(1_100_000)] }))
+        const at = yield* journal.append({ ...key, expected: start, events: [event(1_000_000)] })
+        const error = yield* Effect.flip(journal.append({ ...key, expected: at, events: [event(1_100_000)] }))
         assert.strictEqual(error.reason._tag, "AppendTooLarge")
         assert.match(error.message, /event Big has 11\d{5} characters/)
         assert.strictEqual((yield* journal.load(key)).events.length, 1)
@@ -199,7 +199,7 @@ const suite = <R, E>(name: string, Live: Layer.Layer<Journal | R, E>) =>
           for (const { entity, events } of appends) {
             const at = expected.get(entity) ?? start
             const added = numbers(at.sequence + 1, at.sequence + events).map(deposited)
-            expected.set(entity, yield* journal.append({ entityType, entityId: entity, ...at, events: added }))
+            expected.set(entity, yield* journal.append({ entityType, entityId: entity, expected: at, events: added }))
           }
           for (const [entityId, { sequence }] of expected) {
             const loaded = yield* journal.load({ entityType, entityId })
@@ -244,6 +244,29 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
     })
   )
 
+  it.effect("of corrupt snapshots the newest two are passed over, and the third is loaded", () =>
+    run(options, (journal) =>
+      Effect.gen(function* () {
+        const key = { entityType: "Corrupt", entityId: "s" }
+        const events = [1, 2, 3, 4].map(deposited)
+        const { validThrough } = yield* journal.append({ ...key, expected: "none", events })
+        for (const sequence of [1, 2, 3]) {
+          yield* journal.saveSnapshot(key, { sequence, validThrough, version: 4, state: { sequence } }, 0)
+        }
+        const session = yield* CassandraSession
+        for (const sequence of [2n, 3n]) {
+          yield* session.execute(
+            cql`UPDATE snapshots SET state = '{"rubbish' WHERE entity_type = 'Corrupt' AND entity_id = 's' AND sequence = ${sequence}`
+          )
+        }
+        const loaded = yield* journal.load(key)
+        const snapshot = { sequence: 1, validThrough, version: 4, state: { sequence: 1 } }
+        assert.deepStrictEqual(Option.getOrThrow(loaded.snapshot), snapshot)
+        assert.deepStrictEqual(sequences(loaded.events), [2, 3, 4])
+      })
+    )
+  )
+
   it.effect("a process sees what another has stored: by its stream, by confirm, by a refused append", () =>
     run(options, (one) =>
       run(options, (two) =>
@@ -255,13 +278,13 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
           const before = yield* two.load(key)
           const at = yield* Effect.provideService(appendAll("Shared", "s", 40), Journal, one)
           assert.strictEqual(
-            (yield* Effect.flip(two.append({ ...key, ...before, events: [deposited(1)] }))).reason._tag,
+            (yield* Effect.flip(two.append({ ...key, expected: before, events: [deposited(1)] }))).reason._tag,
             "SequenceConflict"
           )
           assert.strictEqual((yield* Effect.flip(two.confirm(key, before))).reason._tag, "SequenceConflict")
           const after = yield* two.load(key)
           assert.strictEqual(after.sequence, 40)
-          yield* two.append({ ...key, ...after, events: [deposited(41)] })
+          yield* two.append({ ...key, expected: after, events: [deposited(41)] })
           assert.strictEqual((yield* Effect.flip(one.confirm(key, at))).reason._tag, "SequenceConflict")
           assert.strictEqual((yield* Fiber.join(seen)).length, 40)
         })
@@ -281,7 +304,7 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
               let at: Position = yield* journal.load(key)
               for (let stored = 0; stored < 25; ) {
                 const result = yield* Effect.result(
-                  journal.append({ ...key, ...at, events: [{ type: "By", payload: { who, n: stored } }] })
+                  journal.append({ ...key, expected: at, events: [{ type: "By", payload: { who, n: stored } }] })
                 )
                 if (result._tag === "Success") {
                   at = result.success
@@ -336,7 +359,7 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
         assert.strictEqual(sequence, 5)
         for (const shard of [0, 1, 2]) {
           yield* session.execute(
-            cql`DELETE FROM event_log WHERE entity_type = 'Lost' AND shard = ${shard} AND bucket = ${0n}`
+            cql`DELETE FROM event_log WHERE entity_type = 'Lost' AND shard = ${shard} AND generation = 1 AND bucket = ${0n} AND part = 0`
           )
         }
         const error = yield* Effect.flip(run(options, (journal) => journal.load({ entityType: "Lost", entityId: "x" })))
@@ -352,12 +375,12 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
           [
             "Unreadable",
             (shard: number) =>
-              cql`UPDATE event_log SET events = 'rubbish' WHERE entity_type = 'Unreadable' AND shard = ${shard} AND bucket = ${0n} AND offset = ${3n} IF EXISTS`
+              cql`UPDATE event_log SET events = 'rubbish' WHERE entity_type = 'Unreadable' AND shard = ${shard} AND generation = 1 AND bucket = ${0n} AND part = 0 AND offset = ${3n} IF EXISTS`
           ],
           [
             "Gap",
             (shard: number) =>
-              cql`DELETE FROM event_log WHERE entity_type = 'Gap' AND shard = ${shard} AND bucket = ${0n} AND offset = ${3n} IF EXISTS`
+              cql`DELETE FROM event_log WHERE entity_type = 'Gap' AND shard = ${shard} AND generation = 1 AND bucket = ${0n} AND part = 0 AND offset = ${3n} IF EXISTS`
           ]
         ] as const) {
           const shard = yield* run(options, (journal) =>

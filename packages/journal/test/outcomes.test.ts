@@ -67,7 +67,7 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
             Effect.gen(function* () {
               let at: Position = { sequence: 0, validThrough: 0 }
               for (const n of numbers(8)) {
-                at = yield* journal.append({ entityType, entityId, ...at, events: [{ type: "N", payload: n }] })
+                at = yield* journal.append({ entityType, entityId, expected: at, events: [{ type: "N", payload: n }] })
               }
             })
           yield* run([...faults], options, (journal) =>
@@ -106,8 +106,10 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
           yield* journal.head("Closed", 0)
           const events = [{ type: "N", payload: 1 }]
           const first = yield* Effect.forkDetach(
-            Effect.flip(journal.append({ ...key, sequence: 0, validThrough: 0, events })),
-            { startImmediately: true }
+            Effect.flip(journal.append({ ...key, expected: { sequence: 0, validThrough: 0 }, events })),
+            {
+              startImmediately: true
+            }
           )
           yield* Effect.sleep("20 millis")
           return [
@@ -129,10 +131,14 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
       const faults = Array.from({ length: 4 }, (): Fault => "answer lost")
       yield* run(faults, options, (journal) =>
         Effect.gen(function* () {
-          const error = yield* Effect.flip(journal.append({ ...key, ...start, events: [{ type: "N", payload: 1 }] }))
+          const error = yield* Effect.flip(
+            journal.append({ ...key, expected: start, events: [{ type: "N", payload: 1 }] })
+          )
           assert.strictEqual(error.reason._tag, "OutcomeUnknown")
           // The same again would be a second event, were it not for the expected sequence number.
-          const again = yield* Effect.flip(journal.append({ ...key, ...start, events: [{ type: "N", payload: 1 }] }))
+          const again = yield* Effect.flip(
+            journal.append({ ...key, expected: start, events: [{ type: "N", payload: 1 }] })
+          )
           assert.include(["SequenceConflict", "StoreFailure"], again.reason._tag)
           yield* journal.head("Late", 0)
           assert.strictEqual((yield* journal.load(key)).sequence, 1)

@@ -56,6 +56,8 @@ const envelopes = (
       shard: 0,
       offset: i + 1,
       stamp: Date.UTC(2000, 0, 1) * 1000 + i * 10,
+      metadata: {},
+      deleted: false,
       ...codec.encode(event),
       ...given
     } as EventEnvelope
@@ -86,13 +88,12 @@ export const store = Effect.fnUntraced(function* (
   events: ReadonlyArray<Given>
 ) {
   const journal = yield* Journal
-  for (const { entityId, entityType, payload, type } of envelopes(
+  for (const { entityId, entityType, payload, type, version } of envelopes(
     processor.entityTypes[0]!,
     processor.events,
     events
   )) {
-    const { sequence, validThrough } = yield* journal.load({ entityType, entityId })
-    yield* journal.append({ entityType, entityId, sequence, validThrough, events: [{ type, payload }] })
+    yield* journal.append({ entityType, entityId, expected: "any", events: [{ type, payload, version }] })
   }
 })
 

@@ -47,8 +47,7 @@ export const append = (
 ) =>
   Effect.gen(function* () {
     const journal = yield* Journal
-    const { sequence, validThrough } = yield* journal.load({ entityType, entityId })
-    yield* journal.append({ entityType, entityId, sequence, validThrough, events })
+    yield* journal.append({ entityType, entityId, expected: "any", events })
     const shard = journal.shardOf(entityId)
     return { entityType, shard, offset: yield* journal.head(entityType, shard) }
   })

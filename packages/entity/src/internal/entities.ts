@@ -301,7 +301,7 @@ export class Entities<State> {
     ask.phase = "storing"
     const { sequence, validThrough } = loaded
     return Effect.matchEffect(
-      journal.append({ entityType: this.#entityType, entityId, sequence, validThrough, events }),
+      journal.append({ entityType: this.#entityType, entityId, expected: { sequence, validThrough }, events }),
       {
         onFailure: (error) => this.#onFailure(ask, loaded, error),
         onSuccess: (position) => this.#stored(ask, decision, sequence, { state, ...position })

@@ -32,8 +32,10 @@ export const recover = <State>(
       )
       stored = yield* load(sequence - 1)
     }
-    for (const { payload, sequence, type } of stored.events) {
-      const event = model.events.decode(type, payload)
+    for (const { deleted, payload, sequence, type, version } of stored.events) {
+      // Deleted events, and the journal's own, change no state.
+      if (deleted || type.startsWith("$")) continue
+      const event = model.events.decode(type, payload, version)
       if (Result.isFailure(event)) {
         const message = `event ${sequence} of ${entityType} "${entityId}" is a ${type}: ${event.failure}`
         return yield* new EntityError({

@@ -1,4 +1,31 @@
 /** The JSON of blocks and index rows. Keys are short, for they are stored with every event. */
+import type { Json, Metadata } from "../Journal.ts"
+
+/** An event as JSON; in a block with `e`, in an index row with `o` and `s`. */
+export interface Item {
+  /** Entity id. */
+  readonly e?: string
+  /** Sequence number. */
+  readonly n: number
+  /** Offset. */
+  readonly o?: number
+  /** Stamp. */
+  readonly s?: number
+  /** Type. */
+  readonly t: string
+  /** Version, where it is not 1. */
+  readonly v?: number | undefined
+  /** Metadata, where there are any. */
+  readonly m?: Metadata | undefined
+  /** Answer to the command whose last event it is. */
+  readonly a?: Json | undefined
+  /** Name of the payload's encoding, where it is not JSON; the payload is then base64. */
+  readonly x?: string | undefined
+  /** Payload. */
+  readonly p?: unknown
+  /** Deleted: payload, metadata and answer are gone. */
+  readonly d?: 1
+}
 
 /** An event as it stands in a log. */
 export interface Entry {
@@ -8,21 +35,47 @@ export interface Entry {
   /** Microseconds; strictly increasing within the log. */
   readonly stamp: number
   readonly type: string
-  /** Sequence, type and payload as JSON members, where this process wrote them: a part of the block's text. */
-  readonly text?: string
-  /** The payload, where it was read from JSON. */
-  readonly payload?: unknown
+  /** The members from the sequence number on, where this process wrote them: a part of the block's text. */
+  readonly text?: string | undefined
+  /** The event, where it was read from JSON. */
+  readonly item?: Item | undefined
 }
 
 /** Between the stamps of two neighbouring events; what lies between is for the statements of read sides. */
 export const stampStep = 10
 
-export const encodeBody = (type: string, payload: unknown): string =>
-  `"t":${JSON.stringify(type)},"p":${JSON.stringify(payload) ?? "null"}`
+/** An event to append: all members after the sequence number. */
+export interface Body {
+  readonly type: string
+  readonly text: string
+}
 
-/** The payload as it comes back from JSON, whoever wrote it. */
-export const payloadOf = (entry: Entry): unknown =>
-  entry.text === undefined ? entry.payload : (JSON.parse(`{${entry.text}}`) as { p: unknown }).p
+export const encodeBody = (item: Omit<Item, "n">): Body => {
+  const { a, m, p, t, v, x } = item
+  let text = `"t":${JSON.stringify(t)}`
+  if (v !== undefined && v !== 1) text += `,"v":${v}`
+  if (m !== undefined) text += `,"m":${JSON.stringify(m)}`
+  if (a !== undefined) text += `,"a":${JSON.stringify(a)}`
+  if (x !== undefined) text += `,"x":${JSON.stringify(x)}`
+  return { type: t, text: `${text},"p":${JSON.stringify(p) ?? "null"}` }
+}
+
+/** The event as it comes back from JSON, whoever wrote it. */
+export const itemOf = (entry: Entry): Item => entry.item ?? (JSON.parse(`{${entry.text}}`) as Item)
+
+/** The type of an event that says that events were deleted; it is never deleted itself. */
+export const deletedType = "$deleted"
+
+/** Whether a deletion up to a sequence number still has something to take from an event. */
+export const isDeletable = ({ item, sequence, type }: Entry, through: number): boolean =>
+  sequence <= through && item?.d !== 1 && type !== deletedType
+
+/** An event after a deletion up to a sequence number. */
+export const afterDeletion = (entry: Entry, through: number): Entry => {
+  if (!isDeletable(entry, through)) return entry
+  const { entityId, offset, sequence, stamp, type } = entry
+  return { entityId, sequence, offset, stamp, type, text: undefined, item: { n: sequence, t: type, d: 1 } }
+}
 
 /** Builds the JSON of a block. */
 export class BlockBuilder {
@@ -31,11 +84,11 @@ export class BlockBuilder {
   /** Where each entry's text begins, within its part. */
   readonly #begins: Array<number> = []
 
-  add(entityId: string, sequence: number, offset: number, stamp: number, type: string, body: string): void {
+  add(entityId: string, sequence: number, offset: number, stamp: number, { text, type }: Body): void {
     const begin = `${this.#parts.length === 0 ? "[" : ""}{"e":${JSON.stringify(entityId)},`
     this.#begins.push(begin.length)
-    this.#parts.push(`${begin}"n":${sequence},${body}}`)
-    this.#entries.push({ entityId, sequence, offset, stamp, type })
+    this.#parts.push(`${begin}"n":${sequence},${text}}`)
+    this.#entries.push({ entityId, sequence, offset, stamp, type, text: undefined, item: undefined })
   }
 
   /** The text, and the entries as parts of it: many events in memory are then few objects. */
@@ -54,46 +107,46 @@ export class BlockBuilder {
   }
 }
 
+/** The events of a block again, in which some have lost their payload. */
+export const encodeBlock = (entries: ReadonlyArray<Entry>): string =>
+  JSON.stringify(entries.map((entry) => ({ e: entry.entityId, ...itemOf(entry) })))
+
 /** An event of an index row, which knows the entity by the row's key. */
-export const encodeIndexEvent = (entry: Entry): string =>
-  `{"o":${entry.offset},"s":${entry.stamp},${entry.text ?? `"n":${entry.sequence},${encodeBody(entry.type, entry.payload)}`}}`
-
-interface BlockEvent {
-  readonly e: string
-  readonly n: number
-  readonly t: string
-  readonly p: unknown
-}
-
-interface IndexEvent {
-  readonly n: number
-  readonly o: number
-  readonly s: number
-  readonly t: string
-  readonly p: unknown
+export const encodeIndexEvent = (entry: Entry): string => {
+  const begin = `{"o":${entry.offset},"s":${entry.stamp},`
+  if (entry.text !== undefined) return `${begin}${entry.text}}`
+  const { e: _, o: __, s: ___, ...item } = entry.item!
+  return begin + JSON.stringify(item).slice(1)
 }
 
 /** Reads the events of a block whose last one has the given offset and stamp; throws a SyntaxError. */
 export const decodeBlock = (events: string, offset: number, stamp: number): Array<Entry> => {
-  const items = JSON.parse(events) as Array<BlockEvent>
+  const items = JSON.parse(events) as Array<Item>
   const last = items.length - 1
-  return items.map((item, i) => ({
-    entityId: item.e,
-    sequence: item.n,
-    offset: offset - last + i,
-    stamp: stamp - (last - i) * stampStep,
-    type: item.t,
-    payload: item.p
-  }))
+  const entries = new Array<Entry>(items.length)
+  for (let i = 0; i <= last; i++) {
+    const item = items[i]!
+    entries[i] = {
+      entityId: item.e!,
+      sequence: item.n,
+      offset: offset - last + i,
+      stamp: stamp - (last - i) * stampStep,
+      type: item.t,
+      text: undefined,
+      item
+    }
+  }
+  return entries
 }
 
 /** Reads the events of an index row; throws a SyntaxError. */
 export const decodeIndexRow = (entityId: string, events: string): Array<Entry> =>
-  (JSON.parse(events) as Array<IndexEvent>).map((item) => ({
+  (JSON.parse(events) as Array<Item>).map((item) => ({
     entityId,
     sequence: item.n,
-    offset: item.o,
-    stamp: item.s,
+    offset: item.o!,
+    stamp: item.s!,
     type: item.t,
-    payload: item.p
+    text: undefined,
+    item
   }))

@@ -1,26 +1,48 @@
 import type { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { make, type Options, type SerialConsistency } from "@effect-cassandra/session/Statement"
 import { Effect } from "effect"
-import type { Store, TypeRecord } from "./store.ts"
+import type { IndexRow, LogId, Place, Store, TypeRecord } from "./store.ts"
+
+/** Of the log's key: a later one can have more shards. */
+const logGeneration = 1
 
 // Every write to event_log and entity_types is conditional: a plain one carries another clock, and could hide them.
 export const tables = [
   `CREATE TABLE IF NOT EXISTS entity_types (
-     entity_type text PRIMARY KEY, shards int, serial_consistency text, bucket_size int, epoch int)`,
+     entity_type text PRIMARY KEY, shards int, serial_consistency text, bucket_size int, part_size int, epoch int,
+     index_generation int)`,
   `CREATE TABLE IF NOT EXISTS event_log (
-     entity_type text, shard int, bucket bigint, head bigint STATIC,
-     offset bigint, block_id timeuuid, stamp bigint, events text,
-     PRIMARY KEY ((entity_type, shard, bucket), offset))`,
+     entity_type text, shard int, generation int, bucket bigint, part int, head bigint STATIC,
+     offset bigint, block_id timeuuid, stamp bigint, written bigint, revision int, events text,
+     PRIMARY KEY ((entity_type, shard, generation, bucket, part), offset))`,
   `CREATE TABLE IF NOT EXISTS entity_events (
-     entity_type text, entity_id text, partition bigint, sequence bigint, events text,
-     PRIMARY KEY ((entity_type, entity_id, partition), sequence))`,
+     entity_type text, entity_id text, generation int, partition bigint, sequence bigint, events text,
+     PRIMARY KEY ((entity_type, entity_id, generation, partition), sequence))`,
   `CREATE TABLE IF NOT EXISTS index_watermarks (
-     entity_type text, shard int, epoch int, offset bigint,
-     PRIMARY KEY ((entity_type, shard, epoch)))`,
+     entity_type text, shard int, generation int, offset bigint,
+     PRIMARY KEY ((entity_type, shard, generation)))`,
   `CREATE TABLE IF NOT EXISTS snapshots (
-     entity_type text, entity_id text, sequence bigint, offset bigint, epoch int, state text, saved_at timestamp,
-     PRIMARY KEY ((entity_type, entity_id), sequence)) WITH CLUSTERING ORDER BY (sequence DESC)`
+     entity_type text, entity_id text, sequence bigint, offset bigint, epoch int, version int, state text,
+     encoding text, saved_at timestamp,
+     PRIMARY KEY ((entity_type, entity_id), sequence)) WITH CLUSTERING ORDER BY (sequence DESC)`,
+  `CREATE TABLE IF NOT EXISTS deletions (
+     entity_type text, shard int, entity_id text, marker bigint, through bigint,
+     PRIMARY KEY ((entity_type, shard), entity_id, marker))`
 ]
+
+const of = "entity_type = ? AND shard = ? AND generation = ? AND bucket = ? AND part = ?"
+
+/** The key of a log's partition. */
+const keyOf = ({ entityType, shard }: LogId, { bucket, part }: Place) => [
+  entityType,
+  shard,
+  logGeneration,
+  BigInt(bucket),
+  part
+]
+
+/** A row's write timestamp: what reaches further wins, and of equal ones what has more deleted; a row has 100 events. */
+const indexStamp = ({ deleted, lastSequence }: IndexRow) => lastSequence * 128 + deleted
 
 /** The store in the keyspace of a session. */
 export const cassandraStore = (session: CassandraSession["Service"], serialConsistency: SerialConsistency): Store => {
@@ -30,24 +52,45 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
   const plainRead: Options = { consistency: quorum }
   const repeatable = (timestamp: number): Options => ({ consistency: quorum, idempotent: true, timestamp })
 
+  const removeSnapshots: Store["removeSnapshots"] = (entityType, entityId, sequence) =>
+    Effect.asVoid(
+      session.execute(
+        make(
+          "DELETE FROM snapshots WHERE entity_type = ? AND entity_id = ? AND sequence <= ?",
+          [entityType, entityId, BigInt(sequence)],
+          { consistency: quorum, idempotent: true }
+        )
+      )
+    )
+
   return {
     recordType: Effect.fnUntraced(function* (entityType, record) {
-      type Row = { shards: number; serial_consistency: string; bucket_size: number; epoch: number }
+      type Row = {
+        shards: number
+        serial_consistency: string
+        bucket_size: number
+        part_size: number
+        epoch: number
+        index_generation: number
+      }
       const read = session.execute<Row>(
         make(
-          "SELECT shards, serial_consistency, bucket_size, epoch FROM entity_types WHERE entity_type = ?",
+          `SELECT shards, serial_consistency, bucket_size, part_size, epoch, index_generation
+           FROM entity_types WHERE entity_type = ?`,
           [entityType],
           serialRead
         )
       )
       let rows = yield* read
       if (rows.length === 0) {
+        const { bucketSize, epoch, indexGeneration, partSize, serialConsistency, shards } = record
         yield* session
           .applied(
             make(
-              `INSERT INTO entity_types (entity_type, shards, serial_consistency, bucket_size, epoch)
-               VALUES (?, ?, ?, ?, ?) IF NOT EXISTS`,
-              [entityType, record.shards, record.serialConsistency, record.bucketSize, record.epoch],
+              `INSERT INTO entity_types
+                 (entity_type, shards, serial_consistency, bucket_size, part_size, epoch, index_generation)
+               VALUES (?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS`,
+              [entityType, shards, serialConsistency, bucketSize, partSize, epoch, indexGeneration],
               conditional
             )
           )
@@ -61,25 +104,39 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
             shards: row.shards,
             serialConsistency: row.serial_consistency,
             bucketSize: row.bucket_size,
-            epoch: row.epoch
+            partSize: row.part_size,
+            epoch: row.epoch,
+            indexGeneration: row.index_generation
           } satisfies TypeRecord)
     }),
+
+    changeRecord: (entityType, from, to) =>
+      Effect.map(
+        session.applied(
+          make(
+            `UPDATE entity_types SET epoch = ?, index_generation = ? WHERE entity_type = ?
+             IF epoch = ? AND index_generation = ?`,
+            [to.epoch, to.indexGeneration, entityType, from.epoch, from.indexGeneration],
+            conditional
+          )
+        ),
+        ({ applied }) => applied
+      ),
 
     appendBlock: (log, block) =>
       Effect.map(
         session.applied<{ head: bigint | null; block_id: { toString(): string } | null }>(
           make(
-            `UPDATE event_log SET head = ?, block_id = ?, stamp = ?, events = ?
-             WHERE entity_type = ? AND shard = ? AND bucket = ? AND offset = ?
+            `UPDATE event_log SET head = ?, block_id = ?, stamp = ?, written = ?, events = ?
+             WHERE ${of} AND offset = ?
              IF head = ? AND block_id = null`,
             [
               BigInt(block.offset),
               block.blockId,
               BigInt(block.stamp),
+              BigInt(block.written),
               block.events,
-              log.entityType,
-              log.shard,
-              BigInt(block.bucket),
+              ...keyOf(log, block.place),
               BigInt(block.offset),
               block.head === null ? null : BigInt(block.head)
             ],
@@ -96,25 +153,28 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
               }
       ),
 
-    readHead: (log, bucket, serial) =>
+    readHead: (log, place, serial) =>
       Effect.map(
         session.execute<{ head: bigint | null }>(
-          make(
-            "SELECT head FROM event_log WHERE entity_type = ? AND shard = ? AND bucket = ? LIMIT 1",
-            [log.entityType, log.shard, BigInt(bucket)],
-            serial ? serialRead : plainRead
-          )
+          make(`SELECT head FROM event_log WHERE ${of} LIMIT 1`, keyOf(log, place), serial ? serialRead : plainRead)
         ),
         (rows) => (rows[0]?.head == null ? null : Number(rows[0].head))
       ),
 
-    readBlocks: (log, bucket, after, limit, serial) =>
+    readBlocks: (log, place, after, limit, serial) =>
       Effect.map(
-        session.execute<{ offset: bigint; block_id: { toString(): string }; stamp: bigint; events: string }>(
+        session.execute<{
+          offset: bigint
+          block_id: { toString(): string }
+          stamp: bigint
+          written: bigint
+          revision: number | null
+          events: string
+        }>(
           make(
-            `SELECT offset, block_id, stamp, events FROM event_log
-             WHERE entity_type = ? AND shard = ? AND bucket = ? AND offset > ? LIMIT ?`,
-            [log.entityType, log.shard, BigInt(bucket), BigInt(after), limit],
+            `SELECT offset, block_id, stamp, written, revision, events FROM event_log
+             WHERE ${of} AND offset > ? LIMIT ?`,
+            [...keyOf(log, place), BigInt(after), limit],
             serial ? serialRead : plainRead
           )
         ),
@@ -123,53 +183,74 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
             offset: Number(row.offset),
             blockId: row.block_id.toString(),
             stamp: Number(row.stamp),
+            written: Number(row.written),
+            revision: row.revision ?? 0,
             events: row.events
           }))
       ),
 
-    // The last sequence number as write timestamp: with clocks, a shorter row of a dead process could hide a longer one.
-    writeIndexRow: (row) =>
+    reviseBlock: (log, place, block) =>
+      Effect.map(
+        session.applied(
+          make(
+            `UPDATE event_log SET events = ?, revision = ? WHERE ${of} AND offset = ? IF revision = ?`,
+            [
+              block.events,
+              block.revision + 1,
+              ...keyOf(log, place),
+              BigInt(block.offset),
+              block.revision === 0 ? null : block.revision
+            ],
+            conditional
+          )
+        ),
+        ({ applied }) => applied
+      ),
+
+    // With clocks as write timestamps, a shorter row of a dead process could hide a longer one.
+    writeIndexRow: (generation, row) =>
       Effect.asVoid(
         session.execute(
           make(
-            "INSERT INTO entity_events (entity_type, entity_id, partition, sequence, events) VALUES (?, ?, ?, ?, ?)",
-            [row.entityType, row.entityId, BigInt(row.partition), BigInt(row.sequence), row.events],
-            repeatable(row.lastSequence)
+            `INSERT INTO entity_events (entity_type, entity_id, generation, partition, sequence, events)
+             VALUES (?, ?, ?, ?, ?, ?)`,
+            [row.entityType, row.entityId, generation, BigInt(row.partition), BigInt(row.sequence), row.events],
+            repeatable(indexStamp(row))
           )
         )
       ),
 
-    readIndexRows: (entityType, entityId, partition, sequence) =>
+    readIndexRows: (generation, entityType, entityId, partition, sequence) =>
       Effect.map(
-        session.execute<{ events: string }>(
+        session.execute<{ sequence: bigint; events: string }>(
           make(
-            `SELECT events FROM entity_events
-             WHERE entity_type = ? AND entity_id = ? AND partition = ? AND sequence >= ?`,
-            [entityType, entityId, BigInt(partition), BigInt(sequence)],
+            `SELECT sequence, events FROM entity_events
+             WHERE entity_type = ? AND entity_id = ? AND generation = ? AND partition = ? AND sequence >= ?`,
+            [entityType, entityId, generation, BigInt(partition), BigInt(sequence)],
             plainRead
           )
         ),
-        (rows) => rows.map((row) => row.events)
+        (rows) => rows.map((row) => ({ sequence: Number(row.sequence), events: row.events }))
       ),
 
-    readWatermark: (log, epoch) =>
+    readWatermark: (log, generation) =>
       Effect.map(
         session.execute<{ offset: bigint }>(
           make(
-            "SELECT offset FROM index_watermarks WHERE entity_type = ? AND shard = ? AND epoch = ?",
-            [log.entityType, log.shard, epoch],
+            "SELECT offset FROM index_watermarks WHERE entity_type = ? AND shard = ? AND generation = ?",
+            [log.entityType, log.shard, generation],
             plainRead
           )
         ),
         (rows) => Number(rows[0]?.offset ?? 0)
       ),
 
-    writeWatermark: (log, epoch, offset) =>
+    writeWatermark: (log, generation, offset) =>
       Effect.asVoid(
         session.execute(
           make(
-            "INSERT INTO index_watermarks (entity_type, shard, epoch, offset) VALUES (?, ?, ?, ?)",
-            [log.entityType, log.shard, epoch, BigInt(offset)],
+            "INSERT INTO index_watermarks (entity_type, shard, generation, offset) VALUES (?, ?, ?, ?)",
+            [log.entityType, log.shard, generation, BigInt(offset)],
             repeatable(offset)
           )
         )
@@ -177,9 +258,16 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
 
     readSnapshot: (entityType, entityId, sequence) =>
       Effect.map(
-        session.execute<{ sequence: bigint; offset: bigint; epoch: number; state: string }>(
+        session.execute<{
+          sequence: bigint
+          offset: bigint
+          epoch: number
+          version: number
+          state: string
+          encoding: string | null
+        }>(
           make(
-            `SELECT sequence, offset, epoch, state FROM snapshots
+            `SELECT sequence, offset, epoch, version, state, encoding FROM snapshots
              WHERE entity_type = ? AND entity_id = ? AND sequence <= ? LIMIT 1`,
             [entityType, entityId, BigInt(sequence)],
             plainRead
@@ -192,36 +280,69 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
                 sequence: Number(rows[0].sequence),
                 offset: Number(rows[0].offset),
                 epoch: rows[0].epoch,
-                state: rows[0].state
+                version: rows[0].version,
+                state: rows[0].state,
+                encoding: rows[0].encoding
               }
       ),
 
     writeSnapshot: Effect.fnUntraced(function* (entityType, entityId, snapshot, removeThrough) {
       yield* session.execute(
         make(
-          `INSERT INTO snapshots (entity_type, entity_id, sequence, offset, epoch, state, saved_at)
-           VALUES (?, ?, ?, ?, ?, ?, ?)`,
+          `INSERT INTO snapshots (entity_type, entity_id, sequence, offset, epoch, version, state, encoding, saved_at)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
           [
             entityType,
             entityId,
             BigInt(snapshot.sequence),
             BigInt(snapshot.offset),
             snapshot.epoch,
+            snapshot.version,
             snapshot.state,
+            snapshot.encoding,
             new Date()
           ],
           { consistency: quorum, idempotent: true }
         )
       )
-      if (removeThrough > 0) {
-        yield* session.execute(
+      if (removeThrough > 0) yield* removeSnapshots(entityType, entityId, removeThrough)
+    }),
+
+    removeSnapshots,
+
+    readDeletions: (log) =>
+      Effect.map(
+        session.execute<{ entity_id: string; marker: bigint; through: bigint }>(
           make(
-            "DELETE FROM snapshots WHERE entity_type = ? AND entity_id = ? AND sequence <= ?",
-            [entityType, entityId, BigInt(removeThrough)],
+            "SELECT entity_id, marker, through FROM deletions WHERE entity_type = ? AND shard = ?",
+            [log.entityType, log.shard],
+            plainRead
+          )
+        ),
+        (rows) =>
+          rows.map((row) => ({ entityId: row.entity_id, marker: Number(row.marker), through: Number(row.through) }))
+      ),
+
+    writeDeletion: (log, { entityId, marker, through }) =>
+      Effect.asVoid(
+        session.execute(
+          make(
+            "INSERT INTO deletions (entity_type, shard, entity_id, marker, through) VALUES (?, ?, ?, ?, ?)",
+            [log.entityType, log.shard, entityId, BigInt(marker), BigInt(through)],
             { consistency: quorum, idempotent: true }
           )
         )
-      }
-    })
+      ),
+
+    removeDeletion: (log, { entityId, marker }) =>
+      Effect.asVoid(
+        session.execute(
+          make(
+            "DELETE FROM deletions WHERE entity_type = ? AND shard = ? AND entity_id = ? AND marker = ?",
+            [log.entityType, log.shard, entityId, BigInt(marker)],
+            { consistency: quorum, idempotent: true }
+          )
+        )
+      )
   }
 }

@@ -1,18 +1,32 @@
 /**
  * The operations of a journal over whatever stores its blocks: Cassandra, the memory of the process, or a simulation.
  */
-import { Clock, Duration, Effect, Option, Schedule, Scope, Semaphore, Stream } from "effect"
-import type { Append, EntityKey, EventEnvelope, Journal, Loaded, Options, Position, Snapshot } from "../Journal.ts"
-import { AppendTooLarge, DataCorrupt, DataLost, JournalError, SettingsMismatch } from "../JournalError.ts"
-import { decodeIndexRow, type Entry, encodeBody, payloadOf } from "./block.ts"
-import { closed, isPartitionEnd, type Limits, partitionOf, rowStart, ShardLog, storeFailure } from "./shardLog.ts"
-import type { Store, TypeRecord } from "./store.ts"
+import { Clock, Duration, Effect, Result, Schedule, Scope, Semaphore, Stream } from "effect"
+import {
+  type Append,
+  type Appended,
+  CurrentMetadata,
+  type EntityKey,
+  type Journal,
+  type LoadOptions,
+  type Options,
+  type Position,
+  type Snapshot
+} from "../Journal.ts"
+import { EncodingFailure, JournalError, MalformedAppend, SequenceConflict, SettingsMismatch } from "../JournalError.ts"
+import { deletedType, encodeBody } from "./block.ts"
+import { carryOut } from "./deletion.ts"
+import { EventFormat } from "./events.ts"
+import { closed, storeFailure } from "./failure.ts"
+import { load as loadEntity, type Window } from "./history.ts"
+import { type AppendRequest, type Limits, ShardLog } from "./shardLog.ts"
+import type { Deletion, Store, StoredSnapshot, TypeRecord } from "./store.ts"
+import { makeStreams } from "./streams.ts"
 
-const maxEventSize = 1024 * 1024
-const maxAppendSize = 4 * 1024 * 1024
 const maxBlockEvents = 2000
 const maxBlockSize = 192 * 1024
-const minPollMillis = 20
+/** How often an append looks anew when others store events of the entity meanwhile. */
+const maxLooks = 50
 
 /** FNV-1a over UTF-16 code units (http://www.isthe.com/chongo/tech/comp/fnv/), with a final mix as in MurmurHash3. */
 const hash = (text: string): number => {
@@ -23,17 +37,29 @@ const hash = (text: string): number => {
   return (h ^ (h >>> 16)) >>> 0
 }
 
+/** An entity type in use: its record, and the logs of its shards that were started. */
+interface TypeInUse {
+  readonly record: TypeRecord
+  readonly logs: Array<ShardLog | undefined>
+}
+
 export const makeJournal = Effect.fnUntraced(function* (store: Store, options: Options, changed: Partial<Limits> = {}) {
-  const shards = options.shards ?? 10
+  const shards = options.shards ?? 4
   const wanted: TypeRecord = {
     shards,
     serialConsistency: options.serialConsistency ?? "SERIAL",
     bucketSize: options.bucketSize ?? 10_000,
-    epoch: 1
+    partSize: options.partitionSize ?? 32 * 1024 * 1024,
+    epoch: 1,
+    indexGeneration: 1
   }
+  const maxEventSize = options.maxEventSize ?? 1024 * 1024
   for (const [setting, value, max] of [
     ["shards", shards, 1000],
-    ["bucketSize", wanted.bucketSize, 1_000_000]
+    ["bucketSize", wanted.bucketSize, 1_000_000],
+    ["partitionSize", wanted.partSize, 1024 ** 3],
+    ["maxEventSize", maxEventSize, 4 * 1024 * 1024],
+    ["commandWindow.events", options.commandWindow?.events ?? 100, 10_000]
   ] as const) {
     if (!Number.isInteger(value) || value < 1 || value > max) {
       return yield* Effect.die(new RangeError(`${setting} is ${value}, it must be a whole number from 1 to ${max}`))
@@ -47,62 +73,74 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
     rememberedEntities: 50_000,
     ...changed
   }
-  const maxPollMillis = Duration.toMillis(options.maxPollInterval ?? "1 second")
+  const window: Window = {
+    events: options.commandWindow?.events ?? 100,
+    millis: Duration.toMillis(options.commandWindow?.age ?? "1 day")
+  }
+  const format = new EventFormat(options.encoding, options.encodings ?? [], maxEventSize, limits.maxBlockEvents)
+  const streams = makeStreams(format, options)
   // Closed after the finalizer below, which lets the logs finish what they have accepted.
   const running = yield* Effect.flatMap(Effect.scope, Scope.fork)
 
   // ---------------------------------------------------------------------------------------------- shards
 
-  const logs = new Map<string, Array<ShardLog | undefined>>()
-  const records = new Map<string, TypeRecord>()
+  const types = new Map<string, TypeInUse>()
   const starting = Semaphore.makeUnsafe(1)
   let closing = false
 
-  const recordOf = Effect.fnUntraced(function* (entityType: string) {
-    const known = records.get(entityType)
+  const typeOf = Effect.fnUntraced(function* (entityType: string) {
+    const known = types.get(entityType)
     if (known !== undefined) return known
     const record = yield* store.recordType(entityType, wanted).pipe(Effect.mapError(storeFailure))
-    for (const setting of ["shards", "serialConsistency", "bucketSize"] as const) {
-      if (record[setting] !== wanted[setting]) {
+    for (const [setting, field] of [
+      ["shards", "shards"],
+      ["serialConsistency", "serialConsistency"],
+      ["bucketSize", "bucketSize"],
+      ["partitionSize", "partSize"]
+    ] as const) {
+      const [recorded, given] = [record[field], wanted[field]]
+      if (recorded !== given) {
         const message =
-          `entity type "${entityType}" was first used with ${setting} ${record[setting]}, now ${wanted[setting]} is given: ` +
-          `set ${setting} to ${record[setting]}, or use another entity type`
+          `entity type "${entityType}" was first used with ${setting} ${recorded}, now ${given} is given: ` +
+          `set ${setting} to ${recorded}, or use another entity type`
         return yield* new JournalError({
           reason: new SettingsMismatch({
             entityType,
             setting,
-            recorded: String(record[setting]),
-            given: String(wanted[setting]),
+            recorded: String(recorded),
+            given: String(given),
             message
           })
         })
       }
     }
-    records.set(entityType, record)
-    return record
+    const inUse: TypeInUse = { record, logs: new Array<ShardLog | undefined>(shards).fill(undefined) }
+    types.set(entityType, inUse)
+    return inUse
   })
 
   const startLog = (entityType: string, shard: number) =>
     Effect.gen(function* () {
-      const record = yield* recordOf(entityType)
-      const ofType = logs.get(entityType) ?? new Array<ShardLog | undefined>(shards).fill(undefined)
-      logs.set(entityType, ofType)
-      const present = ofType[shard]
+      const { logs, record } = yield* typeOf(entityType)
+      const present = logs[shard]
       if (present !== undefined) return present
       const log = new ShardLog(store, { entityType, shard }, record, limits, clock)
       yield* log.start
       if (closing) return yield* closed()
       yield* Effect.forkIn(log.run, running)
-      ofType[shard] = log
+      yield* Effect.forkIn(resumeDeletions(log, record), running)
+      logs[shard] = log
       return log
     }).pipe(starting.withPermits(1), Effect.uninterruptible)
 
   const logOf = (entityType: string, shard: number): Effect.Effect<ShardLog, JournalError> => {
-    const log = logs.get(entityType)?.[shard]
+    const log = types.get(entityType)?.logs[shard]
     return log === undefined ? startLog(entityType, shard) : Effect.succeed(log)
   }
 
-  const allLogs = () => [...logs.values()].flatMap((ofType) => ofType.filter((log) => log !== undefined))
+  const recordOf = (entityType: string) => types.get(entityType)!.record
+
+  const allLogs = () => [...types.values()].flatMap(({ logs }) => logs.filter((log) => log !== undefined))
 
   yield* Effect.suspend(() => Effect.forEach(allLogs(), (log) => log.index, { discard: true })).pipe(
     Effect.catch((error) =>
@@ -121,39 +159,78 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
 
   const shardOf = (entityId: string) => hash(entityId) % shards
 
-  const tooLarge = ({ entityId, entityType }: EntityKey, what: string) =>
-    Effect.fail(
-      new JournalError({
-        reason: new AppendTooLarge({ entityType, entityId, message: `${what}, and nothing was stored` })
-      })
-    )
-
-  const append = (self: Append): Effect.Effect<Position, JournalError> => {
-    const { entityId, entityType, events, sequence, validThrough } = self
-    if (events.length === 0) return Effect.succeed({ sequence, validThrough })
-    let size = 0
-    const encoded: Array<{ readonly type: string; readonly body: string }> = []
-    for (const { payload, type } of events) {
-      const body = encodeBody(type, payload)
-      if (body.length > maxEventSize) {
-        return tooLarge(self, `an event ${type} has ${body.length} characters of JSON, the limit is ${maxEventSize}`)
-      }
-      size += body.length
-      encoded.push({ type, body })
-    }
-    if (size > maxAppendSize || events.length > limits.maxBlockEvents) {
-      return tooLarge(
-        self,
-        `${events.length} events of ${size} characters at once, the limits are ${limits.maxBlockEvents} and ${maxAppendSize}`
-      )
-    }
-    const request = { entityId, expected: sequence, validThrough, events: encoded, size }
+  const send = ({ entityId, entityType }: EntityKey, request: AppendRequest) => {
     const shard = shardOf(entityId)
-    const log = logs.get(entityType)?.[shard]
+    const log = types.get(entityType)?.logs[shard]
     return log === undefined
       ? Effect.flatMap(startLog(entityType, shard), (started) => started.append(request))
       : log.append(request)
   }
+
+  const load = (entity: EntityKey, options: LoadOptions = {}) =>
+    Effect.flatMap(logOf(entity.entityType, shardOf(entity.entityId)), (log) =>
+      loadEntity(store, recordOf(entity.entityType), log, format, window, clock, entity, options)
+    )
+
+  const unlike = ({ entityId, entityType }: EntityKey, expected: number | string, sequence: number) => {
+    const is = sequence === 0 ? "has no events" : `has ${sequence} events`
+    const message = `${entityType} "${entityId}" ${is}, expected was: ${expected}`
+    return new JournalError({ reason: new SequenceConflict({ entityType, entityId, expected, message }) })
+  }
+
+  /** Looks where the entity stands, and whether the command is known, then appends; again when others were first. */
+  const look = Effect.fnUntraced(function* (
+    self: Append,
+    bodies: AppendRequest["events"],
+    size: number
+  ): Effect.fn.Return<Appended, JournalError> {
+    const { command, entityId, entityType } = self
+    const expected = self.expected as Exclude<Append["expected"], Position>
+    const log = yield* logOf(entityType, shardOf(entityId))
+    // A command must not be stored beside its twin: it is looked for again when others were first.
+    const floating = command === undefined && (expected === "any" || expected === "exists")
+    for (let looks = 1; ; looks++) {
+      const remembered = command === undefined ? log.lastSequence(entityId) : undefined
+      const position: Position =
+        remembered !== undefined ? { sequence: remembered, validThrough: log.head } : yield* load(self)
+      const { sequence, validThrough } = position
+      if (command !== undefined) {
+        const known = (yield* load(self, { commands: true })).commands.get(command.id)
+        if (known !== undefined) return { sequence: known.sequence, validThrough, repeated: true, answer: known.answer }
+      }
+      const fits =
+        expected === "any" ||
+        (expected === "none" ? sequence === 0 : expected === "exists" ? sequence > 0 : sequence === expected)
+      if (!fits) {
+        yield* log.sync
+        if (log.isCurrent(entityId, sequence, validThrough)) return yield* unlike(self, expected, sequence)
+        continue
+      }
+      if (bodies.length === 0) return { ...position, repeated: false, answer: undefined }
+      const placed = yield* Effect.result(
+        log.append({ entityId, expected: sequence, floating, validThrough, events: bodies, size })
+      )
+      if (Result.isSuccess(placed)) return { ...placed.success, repeated: false, answer: command?.answer }
+      if (placed.failure.reason._tag !== "SequenceConflict" || looks >= maxLooks) return yield* placed.failure
+    }
+  })
+
+  const append = (self: Append): Effect.Effect<Appended, JournalError> =>
+    Effect.withFiber((fiber) => {
+      const encoded = format.encode(self, fiber.getRef(CurrentMetadata))
+      if (Result.isFailure(encoded)) return Effect.fail(encoded.failure)
+      const events = encoded.success
+      let size = 0
+      for (const { text } of events) size += text.length
+      const { command, entityId, expected } = self
+      if (typeof expected !== "object") return look(self, events, size)
+      const { sequence, validThrough } = expected
+      if (events.length === 0) return Effect.succeed({ sequence, validThrough, repeated: false, answer: undefined })
+      return Effect.map(
+        send(self, { entityId, expected: sequence, floating: false, validThrough, events, size }),
+        ({ sequence, validThrough }): Appended => ({ sequence, validThrough, repeated: false, answer: command?.answer })
+      )
+    })
 
   const confirm = ({ entityId, entityType }: EntityKey, position: Position) =>
     Effect.flatMap(logOf(entityType, shardOf(entityId)), (log) =>
@@ -165,217 +242,123 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
     )
 
   const isCurrent = ({ entityId, entityType }: EntityKey, { sequence, validThrough }: Position) =>
-    logs.get(entityType)?.[shardOf(entityId)]?.isCurrent(entityId, sequence, validThrough) ?? false
+    types.get(entityType)?.logs[shardOf(entityId)]?.isCurrent(entityId, sequence, validThrough) ?? false
 
-  const envelope = (log: ShardLog, entry: Entry): EventEnvelope => ({
-    entityType: log.log.entityType,
-    entityId: entry.entityId,
-    sequence: entry.sequence,
-    shard: log.log.shard,
-    offset: entry.offset,
-    stamp: entry.stamp,
-    type: entry.type,
-    payload: payloadOf(entry)
-  })
-
-  const indexed = Effect.fnUntraced(function* (log: ShardLog, entityId: string, after: number, through: number) {
-    const entries: Array<Entry> = []
-    let next = after + 1
-    for (let more = true; more; ) {
-      const partition = partitionOf(next)
-      const rows = yield* store
-        .readIndexRows(log.log.entityType, entityId, partition, rowStart(next))
-        .pipe(Effect.mapError(storeFailure))
-      let last = 0
-      for (const row of rows) {
-        try {
-          for (const entry of decodeIndexRow(entityId, row)) {
-            if (entry.sequence > after && entry.offset <= through) entries.push(entry)
-            if (entry.sequence > last) last = entry.sequence
-          }
-        } catch (cause) {
-          const message = `the index of ${log.log.entityType} "${entityId}" holds a row that is not readable: ${cause}`
-          return yield* new JournalError({ reason: new DataCorrupt({ ...log.log, message }) })
-        }
+  const saveSnapshot = Effect.fnUntraced(function* (entity: EntityKey, snapshot: Snapshot, removeThrough: number) {
+    const { entityId, entityType } = entity
+    const { record } = yield* typeOf(entityType)
+    const stored = yield* Effect.try({
+      try: (): StoredSnapshot => ({
+        sequence: snapshot.sequence,
+        offset: snapshot.validThrough,
+        epoch: record.epoch,
+        version: snapshot.version ?? 1,
+        ...format.encodeState(snapshot.state, entity)
+      }),
+      catch: (cause) => {
+        const message = `a snapshot of ${entityType} "${entityId}" cannot be written: ${cause}`
+        const encoding = options.encoding?.name ?? "JSON"
+        return new JournalError({ reason: new EncodingFailure({ entityType, entityId, encoding, message }) })
       }
-      more = last >= next && isPartitionEnd(last)
-      next = last + 1
-    }
-    return entries
+    })
+    yield* store.writeSnapshot(entityType, entityId, stored, removeThrough).pipe(Effect.mapError(storeFailure))
   })
 
-  const load = Effect.fnUntraced(function* (
-    { entityId, entityType }: EntityKey,
-    { snapshotsUpTo = Number.MAX_SAFE_INTEGER }: { readonly snapshotsUpTo?: number } = {}
-  ) {
+  // ---------------------------------------------------------------------------------------------- deleting
+
+  /** Goes on with what a process began that is no more. */
+  const resumeDeletions = (log: ShardLog, record: TypeRecord) =>
+    Effect.gen(function* () {
+      for (const deletion of yield* store.readDeletions(log.log).pipe(Effect.mapError(storeFailure))) {
+        yield* log.sync
+        const { entityId, marker, through } = deletion
+        const { events, sequence } = yield* load({ entityType: log.log.entityType, entityId })
+        const fact = events.find((event) => event.sequence === marker)
+        // Its fact may be behind a snapshot; it may also be about to be logged, or another event may have been first.
+        if (sequence < marker) continue
+        if (fact !== undefined && !(fact.type === deletedType && (fact.payload as Deletion).through === through)) {
+          yield* store.removeDeletion(log.log, deletion).pipe(Effect.mapError(storeFailure))
+          continue
+        }
+        yield* carryOut(store, log, record, deletion)
+      }
+    }).pipe(
+      Effect.catch((error) =>
+        Effect.logWarning(`deletions are not complete, and go on with the next start: ${error.message}`)
+      ),
+      Effect.withTracerEnabled(false)
+    )
+
+  const deleteEvents = Effect.fnUntraced(function* (
+    entity: EntityKey,
+    upTo?: number
+  ): Effect.fn.Return<Position, JournalError> {
+    const { entityId, entityType } = entity
     const log = yield* logOf(entityType, shardOf(entityId))
-    const corrupt = (what: string) =>
-      new JournalError({
-        reason: new DataCorrupt({
-          ...log.log,
-          message: `the history of ${entityType} "${entityId}" is damaged: ${what}`
+    yield* log.sync
+    for (let looks = 1; ; looks++) {
+      const { sequence, snapshot, validThrough } = yield* load(entity)
+      const through = upTo ?? sequence
+      const malformed = (what: string) =>
+        new JournalError({
+          reason: new MalformedAppend({
+            entityType,
+            entityId,
+            message: `events of ${entityType} "${entityId}" up to ${through} cannot be deleted: ${what}`
+          })
         })
-      })
-    const saved = yield* store.readSnapshot(entityType, entityId, snapshotsUpTo).pipe(Effect.mapError(storeFailure))
-    const usable = saved?.epoch === wanted.epoch ? saved : undefined
-    if (usable !== undefined && usable.offset > log.head) {
-      yield* log.sync
-      if (usable.offset > log.head) {
-        const message = `${entityType} "${entityId}" has a snapshot at offset ${usable.offset}, its log ends at ${log.head}`
-        return yield* new JournalError({ reason: new DataLost({ ...log.log, message }) })
+      if (!Number.isSafeInteger(through) || through < 0 || through > sequence) {
+        return yield* malformed(`it has ${sequence} events`)
       }
-    }
-    // Memory first: what leaves it while the index is read is in the index by then.
-    const recent = log.unindexed(entityId)
-    const start = usable?.sequence ?? 0
-    const older = yield* indexed(log, entityId, start, recent.through)
-    for (const entry of recent.entries) if (entry.sequence > start) older.push(entry)
-    older.sort((a, b) => a.sequence - b.sequence)
-    const events: Array<EventEnvelope> = []
-    let last: Entry | undefined
-    for (const entry of older) {
-      if (entry.sequence === last?.sequence) {
-        if (entry.offset !== last.offset) {
-          return yield* corrupt(`event ${entry.sequence} stands at offsets ${last.offset} and ${entry.offset}`)
-        }
-        continue
+      if (through === 0) return { sequence, validThrough }
+      if (through < sequence && (snapshot._tag === "None" || snapshot.value.sequence < through)) {
+        return yield* malformed("the events after them need a snapshot of the state before: save one first")
       }
-      const expected = (last?.sequence ?? start) + 1
-      if (entry.sequence !== expected) return yield* corrupt(`event ${expected} is missing, ${entry.sequence} is there`)
-      last = entry
-      events.push(envelope(log, entry))
-    }
-    let snapshot = Option.none<Snapshot>()
-    if (usable !== undefined) {
-      try {
-        const state: unknown = JSON.parse(usable.state)
-        snapshot = Option.some({ sequence: usable.sequence, validThrough: usable.offset, state })
-      } catch {
-        yield* Effect.logWarning(
-          `a snapshot of ${entityType} "${entityId}" at ${usable.sequence} is not JSON: passed over`
-        )
-        return yield* load({ entityType, entityId }, { snapshotsUpTo: usable.sequence - 1 })
-      }
-    }
-    return { snapshot, events, sequence: last?.sequence ?? start, validThrough: recent.through } satisfies Loaded
-  }) as (entity: EntityKey, options?: { readonly snapshotsUpTo?: number }) => Effect.Effect<Loaded, JournalError>
-
-  const saveSnapshot = (entity: EntityKey, { sequence, state, validThrough }: Snapshot, removeThrough: number) =>
-    store
-      .writeSnapshot(
-        entity.entityType,
-        entity.entityId,
-        { sequence, offset: validThrough, epoch: wanted.epoch, state: JSON.stringify(state) },
-        removeThrough
+      const deletion: Deletion = { entityId, through, marker: sequence + 1 }
+      yield* store.writeDeletion(log.log, deletion).pipe(Effect.mapError(storeFailure))
+      const fact = encodeBody({ t: deletedType, p: { through } })
+      const placed = yield* Effect.result(
+        log.append({
+          entityId,
+          expected: sequence,
+          floating: false,
+          validThrough,
+          events: [fact],
+          size: fact.text.length
+        })
       )
-      .pipe(Effect.mapError(storeFailure))
+      if (Result.isSuccess(placed)) {
+        yield* carryOut(store, log, recordOf(entityType), deletion)
+        return placed.success
+      }
+      if (placed.failure.reason._tag !== "SequenceConflict" || looks >= maxLooks) return yield* placed.failure
+      yield* store.removeDeletion(log.log, deletion).pipe(Effect.mapError(storeFailure))
+    }
+  })
 
   // ---------------------------------------------------------------------------------------------- reading logs
-
-  /** Waits until the head is past an offset; looks for events of other processes, seldom while nothing happens. */
-  const moved = Effect.fnUntraced(function* (log: ShardLog, after: number) {
-    for (let millis = minPollMillis; log.head <= after; millis = Math.min(maxPollMillis, millis * 1.5)) {
-      if (log.failure !== undefined) return yield* log.failure
-      const woken = yield* Effect.callback<void>((resume) => {
-        const off = log.onHead(() => {
-          off()
-          resume(Effect.void)
-        })
-        return Effect.sync(off)
-      }).pipe(Effect.timeoutOption(millis))
-      if (Option.isNone(woken)) yield* log.poll(millis * 0.9)
-    }
-  })
-
-  /** The next events after an offset, `through` at the most; empty at the head. */
-  const readOn = Effect.fnUntraced(function* (log: ShardLog, after: number, through: number) {
-    const blocks = log.tail(after) ?? (yield* readStored(log, after))
-    const events: Array<EventEnvelope> = []
-    for (const block of blocks) {
-      if (events.length >= 2000) break
-      for (const entry of block.entries) {
-        if (entry.offset > after && entry.offset <= through) events.push(envelope(log, entry))
-      }
-    }
-    return events
-  })
-
-  const readStored = Effect.fnUntraced(function* (log: ShardLog, after: number) {
-    const read = (bucket: number, serial: boolean) =>
-      store.readBlocks(log.log, bucket, after, 32, serial).pipe(Effect.mapError(storeFailure))
-    for (let attempt = 0; ; attempt++) {
-      const bucket = log.bucketOf(after)
-      let stored = yield* read(bucket, attempt > 0)
-      // A block that begins in the bucket before may reach into this one.
-      const first = stored[0] === undefined ? undefined : yield* log.decode(stored[0])
-      if ((first === undefined || first.from > after) && bucket > 0)
-        stored = [...(yield* read(bucket - 1, attempt > 0)), ...stored]
-      const blocks = []
-      let position = after
-      for (const one of stored) {
-        const block = yield* log.decode(one)
-        if (block.from > position) break
-        blocks.push(block)
-        position = block.to
-      }
-      if (blocks.length > 0) return blocks
-      if (attempt >= 5) {
-        const message = `the log of ${log.log.entityType} shard ${log.log.shard} has no event ${after + 1}, its head is ${log.head}`
-        return yield* new JournalError({ reason: new DataCorrupt({ ...log.log, message }) })
-      }
-      yield* Effect.sleep(20 * 2 ** attempt)
-    }
-  })
 
   const checkedLog = (entityType: string, shard: number) =>
     Number.isInteger(shard) && shard >= 0 && shard < shards
       ? logOf(entityType, shard)
       : Effect.die(new RangeError(`shard ${shard} of "${entityType}": there are shards 0 to ${shards - 1}`))
 
-  const events = (entityType: string, shard: number, after: number) =>
-    Stream.unwrap(
-      Effect.map(checkedLog(entityType, shard), (log) =>
-        Stream.paginate(after, (position) =>
-          Effect.gen(function* () {
-            yield* moved(log, position)
-            const page = yield* readOn(log, position, Number.MAX_SAFE_INTEGER)
-            return [page, Option.some(page.at(-1)?.offset ?? position)] as const
-          })
-        )
-      )
-    )
-
-  const currentEvents = (entityType: string, shard: number, after: number) =>
-    Stream.unwrap(
-      Effect.gen(function* () {
-        const log = yield* checkedLog(entityType, shard)
-        yield* log.sync
-        const through = log.head
-        return Stream.paginate(after, (position) =>
-          position >= through
-            ? Effect.succeed([[] as Array<EventEnvelope>, Option.none<number>()] as const)
-            : Effect.map(
-                readOn(log, position, through),
-                (page) => [page, Option.some(page.at(-1)?.offset ?? position)] as const
-              )
-        )
-      })
-    )
-
-  const head = (entityType: string, shard: number) =>
-    Effect.flatMap(checkedLog(entityType, shard), (log) => Effect.map(log.sync, () => log.head))
-
   const journal: Journal["Service"] = {
     shards,
     shardOf,
+    epoch: (entityType) => Effect.map(typeOf(entityType), ({ record }) => record.epoch),
     append,
     load,
     confirm,
     isCurrent,
     saveSnapshot,
-    events,
-    currentEvents,
-    head
+    delete: deleteEvents,
+    events: (entityType, shard, after) =>
+      Stream.unwrap(Effect.map(checkedLog(entityType, shard), (log) => streams.live(log, after))),
+    currentEvents: (entityType, shard, after) =>
+      Stream.unwrap(Effect.map(checkedLog(entityType, shard), (log) => streams.current(log, after))),
+    head: (entityType, shard) =>
+      Effect.flatMap(checkedLog(entityType, shard), (log) => Effect.map(log.sync, () => log.head))
   }
   return journal
 })

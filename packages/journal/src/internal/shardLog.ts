@@ -5,19 +5,12 @@
 import type { CassandraError } from "@effect-cassandra/session/CassandraError"
 import driver from "cassandra-driver"
 import { type Clock, Effect, Exit, Latch, Random, Schedule } from "effect"
-import {
-  ClockSkew,
-  DataCorrupt,
-  DataLost,
-  JournalClosed,
-  JournalError,
-  OutcomeUnknown,
-  type Reason,
-  SequenceConflict,
-  StoreFailure
-} from "../JournalError.ts"
-import { BlockBuilder, decodeBlock, type Entry, encodeIndexEvent, stampStep } from "./block.ts"
-import type { BlockAppend, IndexRow, LogId, Store, StoredBlock, TypeRecord } from "./store.ts"
+import { ClockSkew, JournalError, OutcomeUnknown, SequenceConflict } from "../JournalError.ts"
+import { afterDeletion, BlockBuilder, type Body, deletedType, type Entry, itemOf, stampStep } from "./block.ts"
+import { EntityIndex } from "./entityIndex.ts"
+import { closed, corrupt, lost, nameOf, storeFailure } from "./failure.ts"
+import { type Block, firstPlace, LogReader, placeAfter } from "./logReader.ts"
+import type { BlockAppend, LogId, Place, Store, TypeRecord } from "./store.ts"
 
 /** Bounds of a shard's log; all have good defaults in `Journal`. */
 export interface Limits {
@@ -35,9 +28,12 @@ export interface AppendRequest {
   readonly entityId: string
   /** The entity's last sequence number as the writer knows it. */
   readonly expected: number
+  /** Any other last sequence number will do, too. */
+  readonly floating: boolean
   /** The offset up to where the writer has seen all events of the entity. */
   readonly validThrough: number
-  readonly events: ReadonlyArray<{ readonly type: string; readonly body: string }>
+  readonly events: ReadonlyArray<Body>
+  /** Characters of the events' JSON. */
   readonly size: number
 }
 
@@ -47,94 +43,46 @@ export interface Placed {
   readonly validThrough: number
 }
 
-/** Consecutive events of the log, `from` excluded, `to` included. */
-export interface Block {
-  readonly from: number
-  readonly to: number
-  readonly entries: ReadonlyArray<Entry>
-}
-
 /** Who waits for a look at the head. */
 type Waiting = (effect: Effect.Effect<void, JournalError>) => void
 
 interface Pending {
   readonly since: number
+  /** The sequence number before the first event, once it is in a block. */
+  after: number
   readonly request: AppendRequest
   readonly resume: (effect: Effect.Effect<Placed, JournalError>) => void
 }
 
-/** An index row's events are cut where the sequence number passes a multiple of this, so that a reader knows where to begin. */
-const rowEvents = 100
-const rowSize = 64 * 1024
-/** Events of an entity per partition of the index; a multiple of `rowEvents`. */
-const partitionEvents = 10_000
 /** Blocks kept in memory for the readers of this process, by events. */
 const tailEvents = 2000
 const unindexedEvents = 100_000
 const maxSkewMicros = 60_000_000
-const readBlockLimit = 32
 
 const backOff = Schedule.exponential("20 millis").pipe(Schedule.jittered)
 
-export const partitionOf = (sequence: number): number => Math.floor((sequence - 1) / partitionEvents)
-const rowOf = (sequence: number): number => Math.floor((sequence - 1) / rowEvents)
-/** The lowest sequence number at which the index row that holds `sequence` can begin. */
-export const rowStart = (sequence: number): number => rowOf(sequence) * rowEvents + 1
-export const isPartitionEnd = (sequence: number): boolean => sequence % partitionEvents === 0
-
-export const storeFailure = (cause: CassandraError): JournalError =>
-  new JournalError({ reason: new StoreFailure({ message: cause.message, cause }) })
-
-export const closed = (): JournalError =>
-  new JournalError({ reason: new JournalClosed({ message: "the journal is closing" }) })
-
-/** Groups the events of one entity into index rows. */
-const indexRows = (entityType: string, entityId: string, entries: ReadonlyArray<Entry>): Array<IndexRow> => {
-  const rows: Array<IndexRow> = []
-  let texts: Array<string> = []
-  let size = 0
-  let first: Entry | undefined
-  let last: Entry | undefined
-  const cut = () => {
-    if (first === undefined || last === undefined) return
-    rows.push({
-      entityType,
-      entityId,
-      partition: partitionOf(first.sequence),
-      sequence: first.sequence,
-      lastSequence: last.sequence,
-      events: `[${texts.join(",")}]`
-    })
-    texts = []
-    size = 0
-    first = undefined
-  }
-  for (const entry of entries) {
-    const text = encodeIndexEvent(entry)
-    if (first !== undefined && (rowOf(first.sequence) !== rowOf(entry.sequence) || size + text.length > rowSize)) cut()
-    first ??= entry
-    last = entry
-    texts.push(text)
-    size += text.length
-  }
-  cut()
-  return rows
-}
+/** A read that is tried some times before it fails. */
+const patiently = <A>(read: Effect.Effect<A, JournalError>) =>
+  Effect.retry(read, { schedule: backOff, times: 5, while: (error) => error.reason._tag === "StoreFailure" })
 
 /**
  * A shard's log. The loop runs in one fiber, which alone changes the state; everything else reads it or queues a request.
  */
 export class ShardLog {
   readonly log: LogId
+  readonly reader: LogReader
   /** Offset of the last event that this process has seen. */
   head = 0
   readonly #store: Store
   readonly #record: TypeRecord
+  readonly #index: EntityIndex
   readonly #limits: Limits
   readonly #clock: Clock.Clock
 
-  /** Whether the bucket of the next append already holds a block. */
-  #bucketStarted = false
+  /** The partition of the next block, whether it already holds one, and how much. */
+  #place: Place = firstPlace
+  #started = false
+  #written = 0
   #lastStamp = 0
   /** Every block after this offset has been seen; before it, nothing is known of an entity that `#last` does not name. */
   #followedFrom = 0
@@ -145,12 +93,6 @@ export class ShardLog {
 
   #tail: Array<Block> = []
   #tailCount = 0
-
-  /** The index is complete up to here. */
-  #indexedThrough = 0
-  #unindexed = new Map<string, Array<Entry>>()
-  #indexing = new Map<string, Array<Entry>>()
-  #unindexedCount = 0
 
   #pending: Array<Pending> = []
   #syncs: Array<Waiting> = []
@@ -168,6 +110,8 @@ export class ShardLog {
     this.log = log
     this.#record = record
     this.#limits = limits
+    this.reader = new LogReader(store, log, record)
+    this.#index = new EntityIndex(store, log, record.indexGeneration)
   }
 
   // ------------------------------------------------------------------------------------------------ requests
@@ -177,7 +121,7 @@ export class ShardLog {
     return Effect.callback<Placed, JournalError>((resume) => {
       const refused = this.#refusal()
       if (refused !== undefined) return resume(Effect.fail(refused))
-      this.#pending.push({ since: this.#clock.currentTimeMillisUnsafe(), request, resume })
+      this.#pending.push({ since: this.#clock.currentTimeMillisUnsafe(), after: 0, request, resume })
       this.#wake.openUnsafe()
     })
   }
@@ -192,17 +136,18 @@ export class ShardLog {
 
   /** Whether a state that includes the entity's events up to `validThrough`, the last being `sequence`, is still the newest. */
   isCurrent(entityId: string, sequence: number, validThrough: number): boolean {
-    const last = this.#last.get(entityId) ?? this.#lastOlder.get(entityId)
+    const last = this.lastSequence(entityId)
     return validThrough >= this.#followedFrom && validThrough <= this.head && (last === undefined || last === sequence)
+  }
+
+  /** The entity's last sequence number, where it is known: up to the head. */
+  lastSequence(entityId: string): number | undefined {
+    return this.#last.get(entityId) ?? this.#lastOlder.get(entityId)
   }
 
   /** The events of an entity that are not surely in the index yet, and the offset up to where they are complete. */
   unindexed(entityId: string): { readonly entries: ReadonlyArray<Entry>; readonly through: number } {
-    const first = this.#indexing.get(entityId)
-    const second = this.#unindexed.get(entityId)
-    const entries =
-      first === undefined ? [...(second ?? [])] : second === undefined ? [...first] : [...first, ...second]
-    return { entries, through: this.head }
+    return { entries: this.#index.entriesOf(entityId), through: this.head }
   }
 
   /** The blocks in memory after an offset, or undefined where memory does not reach back that far. */
@@ -227,7 +172,7 @@ export class ShardLog {
       if (now - this.#polled < millis) return Effect.void
       this.#polled = now
       return Effect.flatMap(
-        this.#store.readHead(this.log, this.bucketOf(this.head), false).pipe(Effect.mapError(storeFailure)),
+        this.#store.readHead(this.log, this.#place, false).pipe(Effect.mapError(storeFailure)),
         (head) => (head === null || head <= this.head ? Effect.void : this.sync)
       )
     })
@@ -244,29 +189,37 @@ export class ShardLog {
     return this.#fatal
   }
 
-  bucketOf(offset: number): number {
-    return Math.floor(offset / this.#record.bucketSize)
-  }
-
   #refusal(): JournalError | undefined {
     return this.#closing ? closed() : this.#fatal
   }
 
   // ------------------------------------------------------------------------------------------------ the loop
 
-  /** Finds the head and follows the log from the index's watermark on; then serves requests until interrupted. */
-  readonly start: Effect.Effect<void, JournalError> = Effect.suspend(() =>
-    this.#store.readWatermark(this.log, this.#record.epoch).pipe(
-      Effect.mapError(storeFailure),
-      Effect.flatMap((watermark) => {
-        this.head = watermark
-        this.#followedFrom = watermark
-        this.#olderThrough = watermark
-        this.#indexedThrough = watermark
-        return this.#findHead(watermark)
-      })
-    )
-  )
+  /** Follows the log from the index's watermark to its head; then `run` serves requests until interrupted. */
+  readonly start: Effect.Effect<void, JournalError> = Effect.suspend(() => this.#start())
+
+  readonly #start = Effect.fnUntraced(function* (this: ShardLog) {
+    const watermark = yield* this.#store
+      .readWatermark(this.log, this.#record.indexGeneration)
+      .pipe(Effect.mapError(storeFailure))
+    if (watermark > 0) {
+      const found = yield* this.reader.find(watermark, true)
+      if (found === undefined) {
+        return yield* lost(this.log, `the index is complete up to ${watermark}, the log has no event there`)
+      }
+      const { block } = found
+      if (block.to !== watermark) {
+        return yield* corrupt(this.log, `no block ends at ${watermark}, where the index ends`)
+      }
+      this.#moveTo(block)
+      this.#started = this.#place === block.place
+    }
+    this.#followedFrom = this.head
+    this.#olderThrough = this.head
+    const head = yield* this.#readHead
+    this.#started = head !== null
+    if (head !== null) yield* this.#follow(head)
+  })
 
   readonly run: Effect.Effect<never> = Effect.suspend(() => this.#round()).pipe(
     Effect.catch((error: JournalError) => Effect.sync(() => this.#stop(error))),
@@ -316,7 +269,7 @@ export class ShardLog {
       yield* self.#wake.await
       self.#wake.closeUnsafe()
       while (self.#pending.length + self.#syncs.length > 0) {
-        if (self.#unindexedCount > unindexedEvents) {
+        if (self.#index.count > unindexedEvents) {
           self.#indexed.closeUnsafe()
           yield* self.#indexed.await
         }
@@ -355,9 +308,10 @@ export class ShardLog {
     let size = 0
     let full = false
     for (const pending of this.#pending) {
-      const { entityId, events, expected, validThrough } = pending.request
+      const { entityId, events, expected, floating, validThrough } = pending.request
       const ahead = inBlock.get(entityId)
-      if (ahead === undefined && !this.isCurrent(entityId, expected, validThrough)) {
+      const after = ahead ?? (this.isCurrent(entityId, expected, validThrough) ? expected : this.lastSequence(entityId))
+      if (ahead === undefined && (after === undefined || (after !== expected && !floating))) {
         outdated.push(pending)
         continue
       }
@@ -365,11 +319,12 @@ export class ShardLog {
         count > 0 &&
         (count + events.length > this.#limits.maxBlockEvents || size + pending.request.size > this.#limits.maxBlockSize)
       // What contradicts an append of this block is decided when the block has been stored, or has not.
-      if (full || (ahead !== undefined && ahead !== expected)) {
+      if (full || (ahead !== undefined && ahead !== expected && !floating)) {
         left.push(pending)
         continue
       }
-      inBlock.set(entityId, expected + events.length)
+      pending.after = after!
+      inBlock.set(entityId, after! + events.length)
       count += events.length
       size += pending.request.size
       taken.push(pending)
@@ -394,9 +349,9 @@ export class ShardLog {
 
   // ------------------------------------------------------------------------------------------------ appending
 
-  /** The head that the next append expects in its bucket. */
+  /** The head that the next append expects in its partition. */
   get #expectedHead(): number | null {
-    return this.#bucketStarted ? this.head : null
+    return this.#started ? this.head : null
   }
 
   /**
@@ -411,16 +366,16 @@ export class ShardLog {
       const builder = new BlockBuilder()
       const placed: Array<Placed> = []
       let offset = self.head
-      for (const { request } of taken) {
-        let sequence = request.expected
-        for (const { body, type } of request.events) {
+      for (const { after, request } of taken) {
+        let sequence = after
+        for (const body of request.events) {
           stamp += stampStep
-          builder.add(request.entityId, ++sequence, ++offset, stamp, type, body)
+          builder.add(request.entityId, ++sequence, ++offset, stamp, body)
         }
         placed.push({ sequence, validThrough: offset })
       }
       if (stamp - now > maxSkewMicros) {
-        const message = `the newest event of ${self.#name} is stamped ${Math.round((self.#lastStamp - now) / 1e6)} s ahead of this process's clock: set the clocks right`
+        const message = `the newest event of ${nameOf(self.log)} is stamped ${Math.round((self.#lastStamp - now) / 1e6)} s ahead of this process's clock: set the clocks right`
         for (const { resume } of taken) {
           resume(Effect.fail(new JournalError({ reason: new ClockSkew({ message }) })))
         }
@@ -428,17 +383,20 @@ export class ShardLog {
       }
       const { entries, text } = builder.build()
       const block: BlockAppend = {
-        bucket: self.bucketOf(self.head),
+        place: self.#place,
         head: self.#expectedHead,
         offset,
         stamp,
         blockId: driver.types.TimeUuid.now().toString(),
-        events: text
+        written: self.#written + text.length,
+        events: text,
+        revision: 0
       }
       const outcome = yield* self.#settle(block, taken)
       switch (outcome._tag) {
         case "Applied": {
-          self.#apply({ from: self.head, to: offset, entries }, stamp)
+          const { place, written } = block
+          self.#apply({ from: self.head, to: offset, stamp, place, written, entries })
           for (let i = 0; i < taken.length; i++) taken[i]!.resume(Effect.succeed(placed[i]!))
           return true
         }
@@ -481,10 +439,11 @@ export class ShardLog {
           const outcome = exit.value
           if (outcome.applied || outcome.blockId === block.blockId) return { _tag: "Applied" } as const
           if (outcome.head === null || outcome.head < self.head) {
-            return yield* self.#lost(`its head went back from ${self.head} to ${outcome.head ?? "nothing"}`)
+            return yield* lost(self.log, `its head went back from ${self.head} to ${outcome.head ?? "nothing"}`)
           }
           if (outcome.head === self.head) {
-            return yield* self.#corrupt(
+            return yield* corrupt(
+              self.log,
               `block ${outcome.blockId} stands at ${block.offset}, after the head ${self.head}`
             )
           }
@@ -503,7 +462,9 @@ export class ShardLog {
         }
         if (told) self.#failSyncs(storeFailure(error))
         self.#expire(error)
-        yield* Effect.logWarning(`${self.#name}: an append is not answered, sending the same again: ${error.message}`)
+        yield* Effect.logWarning(
+          `${nameOf(self.log)}: an append is not answered, sending the same again: ${error.message}`
+        )
         yield* Effect.sleep(Math.min(2000, 50 * 2 ** attempt) * (0.5 + (yield* Random.next)))
       }
     })
@@ -520,35 +481,21 @@ export class ShardLog {
 
   // ------------------------------------------------------------------------------------------------ following
 
-  get #name() {
-    return `${this.log.entityType} shard ${this.log.shard}`
-  }
-
-  #fail(reason: Reason) {
-    return Effect.fail(new JournalError({ reason }))
-  }
-
-  #lost(what: string) {
-    const message = `data of ${this.#name} was lost, or an older copy restored: ${what}`
-    return this.#fail(new DataLost({ ...this.log, message }))
-  }
-
-  #corrupt(what: string) {
-    return this.#fail(new DataCorrupt({ ...this.log, message: `the log of ${this.#name} is damaged: ${what}` }))
+  /** Goes on after a block. */
+  #moveTo(block: Block): void {
+    const place = placeAfter(this.#record, block)
+    this.#started = place === block.place
+    this.#written = this.#started ? block.written : 0
+    this.#place = place
+    this.head = block.to
+    this.#lastStamp = block.stamp
   }
 
   /** Takes the events of a block into the state. */
-  #apply(block: Block, stamp: number): void {
-    for (const entry of block.entries) {
-      this.#last.set(entry.entityId, entry.sequence)
-      const waiting = this.#unindexed.get(entry.entityId)
-      if (waiting === undefined) this.#unindexed.set(entry.entityId, [entry])
-      else waiting.push(entry)
-    }
-    this.#unindexedCount += block.entries.length
-    this.#bucketStarted = this.bucketOf(block.from) === this.bucketOf(block.to)
-    this.head = block.to
-    this.#lastStamp = stamp
+  #apply(block: Block): void {
+    for (const { entityId, sequence } of block.entries) this.#last.set(entityId, sequence)
+    this.#index.add(block.entries)
+    this.#moveTo(block)
     if (this.#last.size > this.#limits.rememberedEntities) {
       this.#followedFrom = this.#olderThrough
       this.#lastOlder = this.#last
@@ -556,17 +503,32 @@ export class ShardLog {
       this.#last = new Map()
     }
     this.#tail.push(block)
+    for (const entry of block.entries) if (entry.type === deletedType) this.#forget(entry)
     this.#tailCount += block.entries.length
     while (this.#tail.length > 1 && this.#tailCount > tailEvents) this.#tailCount -= this.#tail.shift()!.entries.length
     // A copy, for who is woken may listen again at once.
     for (const listener of [...this.#listeners]) listener()
   }
 
+  /** Takes what was deleted out of the blocks in memory. */
+  #forget(marker: Entry): void {
+    const { entityId } = marker
+    const { through } = itemOf(marker).p as { readonly through: number }
+    this.#tail = this.#tail.map((block) =>
+      block.entries.some((entry) => entry.entityId === entityId)
+        ? {
+            ...block,
+            entries: block.entries.map((entry) => (entry.entityId === entityId ? afterDeletion(entry, through) : entry))
+          }
+        : block
+    )
+  }
+
   /** Looks whether somebody else has appended, and follows. */
   #look(waiting: ReadonlyArray<Waiting>): Effect.Effect<void, JournalError> {
     const self = this
     return Effect.gen(function* () {
-      const exit = yield* Effect.exit(self.#store.readHead(self.log, self.bucketOf(self.head), true))
+      const exit = yield* Effect.exit(self.#store.readHead(self.log, self.#place, true))
       if (Exit.isFailure(exit)) {
         const error = yield* errorOf(exit)
         for (const resume of waiting) resume(Effect.fail(storeFailure(error)))
@@ -589,81 +551,35 @@ export class ShardLog {
     )
   }
 
-  /** Follows up to the head of the current bucket, given as it was read at a serial consistency. */
+  /** Follows up to the head of the current partition, given as it was read at a serial consistency. */
   #reach(head: number | null): Effect.Effect<void, JournalError> {
     if (head === this.#expectedHead) return Effect.void
     if (head === null || head < this.head) {
-      return this.#lost(`its head went back from ${this.head} to ${head ?? "nothing"}`)
+      return lost(this.log, `its head went back from ${this.head} to ${head ?? "nothing"}`)
     }
     return this.#follow(head)
   }
 
-  /** Finds the true head, from an offset that is known to have been reached once. */
-  #findHead(known: number): Effect.Effect<void, JournalError> {
-    const self = this
-    return Effect.gen(function* () {
-      const bucket = self.bucketOf(known)
-      const head = yield* self.#readHead(bucket)
-      if (head === null && known > 0) {
-        const before = bucket === 0 ? null : yield* self.#readHead(bucket - 1)
-        if (before !== known) {
-          return yield* self.#lost(`the index is complete up to ${known}, the log ends at ${before ?? "nothing"}`)
-        }
-      }
-      self.#bucketStarted = head !== null
-      if (head !== null && head < known) {
-        return yield* self.#lost(`the index is complete up to ${known}, the log ends at ${head}`)
-      }
-      if (known > 0) {
-        const last = yield* self.#readBlocks(head === null ? bucket - 1 : bucket, known - 1, false)
-        const before =
-          last[0]?.offset === known || bucket === 0 ? last : yield* self.#readBlocks(bucket - 1, known - 1, false)
-        if (before[0]?.offset !== known) return yield* self.#corrupt(`no block ends at ${known}, where the index ends`)
-        self.#lastStamp = before[0].stamp
-      }
-      if (head !== null) yield* self.#follow(head)
-    })
+  get #readHead() {
+    return this.#store.readHead(this.log, this.#place, true).pipe(Effect.mapError(storeFailure))
   }
 
-  #readHead(bucket: number) {
-    return this.#store.readHead(this.log, bucket, true).pipe(Effect.mapError(storeFailure))
-  }
-
-  #readBlocks(bucket: number, after: number, serial: boolean) {
-    return this.#store.readBlocks(this.log, bucket, after, readBlockLimit, serial).pipe(Effect.mapError(storeFailure))
-  }
-
-  /** Reads on from the head until `target` and everything after it that can be seen. */
-  #follow(target: number): Effect.Effect<void, JournalError> {
-    const self = this
-    return Effect.gen(function* () {
-      let retries = 0
-      for (;;) {
-        const bucket = self.bucketOf(self.head)
-        const blocks = yield* self.#readBlocks(bucket, self.head, retries > 0)
-        const before = self.head
-        for (const block of blocks) {
-          const decoded = yield* self.decode(block)
-          if (decoded.from !== self.head) break
-          yield* self.#check(decoded)
-          self.#apply(decoded, block.stamp)
-        }
-        if (self.head > before) {
-          retries = 0
-          if (self.bucketOf(self.head) > bucket) {
-            const next = yield* self.#readHead(self.bucketOf(self.head))
-            if (next === null) return
-            target = next
-          }
-          continue
-        }
-        if (self.head >= target) return
-        // A quorum read may see a block and not yet the one before it; one at a serial consistency sees all.
-        if (retries++ > 5) return yield* self.#corrupt(`events ${self.head + 1} to ${target} are missing`)
-        yield* Effect.sleep(20 * 2 ** retries)
+  /** Reads on from the head until `target`, the head of the current partition, and through the partitions after it. */
+  readonly #follow = Effect.fnUntraced(function* (this: ShardLog, target: number) {
+    for (let known = target; this.head < known; ) {
+      const place = this.#place
+      const { blocks } = yield* patiently(this.reader.demand({ after: this.head, place }, known))
+      for (const block of blocks) {
+        yield* this.#check(block)
+        this.#apply(block)
       }
-    }).pipe(Effect.retry({ schedule: backOff, times: 5, while: (error) => error.reason._tag === "StoreFailure" }))
-  }
+      if (this.#place !== place) {
+        const head = yield* patiently(this.#readHead)
+        this.#started = head !== null
+        known = head ?? this.head
+      }
+    }
+  })
 
   /** Each event must follow the last one of its entity, where that is known. */
   #check(block: Block): Effect.Effect<void, JournalError> {
@@ -671,56 +587,19 @@ export class ShardLog {
     for (const { entityId, offset, sequence } of block.entries) {
       const last = seen.get(entityId) ?? this.#last.get(entityId) ?? this.#lastOlder.get(entityId)
       if (last !== undefined && sequence !== last + 1) {
-        return this.#corrupt(`event ${sequence} of "${entityId}" at offset ${offset} follows its event ${last}`)
+        return corrupt(this.log, `event ${sequence} of "${entityId}" at offset ${offset} follows its event ${last}`)
       }
       seen.set(entityId, sequence)
     }
     return Effect.void
   }
 
-  /** Reads the events of a stored block. */
-  decode(block: StoredBlock): Effect.Effect<Block, JournalError> {
-    return Effect.suspend(() => {
-      try {
-        const entries = decodeBlock(block.events, block.offset, block.stamp)
-        return Effect.succeed({ from: block.offset - entries.length, to: block.offset, entries })
-      } catch (cause) {
-        return this.#corrupt(`block ${block.blockId} at ${block.offset} is not readable: ${cause}`)
-      }
-    })
-  }
-
   // ------------------------------------------------------------------------------------------------ the index
 
   /** Writes the events since the last time into the index, then the watermark. */
-  readonly index: Effect.Effect<void, CassandraError> = Effect.suspend(() => {
-    if (this.#unindexed.size === 0 || this.#indexing.size > 0) return Effect.void
-    const entries = this.#unindexed
-    const through = this.head
-    this.#indexing = entries
-    this.#unindexed = new Map()
-    const count = this.#unindexedCount
-    this.#unindexedCount = 0
-    const rows = [...entries].flatMap(([entityId, list]) => indexRows(this.log.entityType, entityId, list))
-    return Effect.forEach(rows, this.#store.writeIndexRow, { concurrency: 16, discard: true }).pipe(
-      Effect.onExit((exit) =>
-        Effect.sync(() => {
-          if (Exit.isSuccess(exit)) this.#indexedThrough = through
-          else {
-            for (const [entityId, list] of this.#unindexed)
-              entries.set(entityId, [...(entries.get(entityId) ?? []), ...list])
-            this.#unindexed = entries
-            this.#unindexedCount += count
-          }
-          this.#indexing = new Map()
-          this.#indexed.openUnsafe()
-        })
-      ),
-      Effect.andThen(
-        Effect.suspend(() => this.#store.writeWatermark(this.log, this.#record.epoch, this.#indexedThrough))
-      )
-    )
-  })
+  readonly index: Effect.Effect<void, CassandraError> = Effect.suspend(() => this.#index.flush(this.head)).pipe(
+    Effect.ensuring(Effect.sync(() => this.#indexed.openUnsafe()))
+  )
 }
 
 /** The error of a failed request; a defect or an interruption goes on as such. */

@@ -10,21 +10,31 @@ export interface LogId {
   readonly shard: number
 }
 
+/** A partition of a log: buckets are counted by offsets, the parts of a bucket by what they hold. */
+export interface Place {
+  readonly bucket: number
+  readonly part: number
+}
+
 /** Some events of a log, stored together. `offset` and `stamp` are those of the last event. */
 export interface StoredBlock {
   readonly offset: number
   readonly blockId: string
   readonly stamp: number
+  /** Characters of events in the partition, this block included. */
+  readonly written: number
   readonly events: string
+  /** How often payloads of it were deleted. */
+  readonly revision: number
 }
 
-/** A block to append after `head`, the head of its bucket: null when it is the bucket's first. */
+/** A block to append after `head`, the head of its partition: null when it is the partition's first. */
 export interface BlockAppend extends StoredBlock {
-  readonly bucket: number
+  readonly place: Place
   readonly head: number | null
 }
 
-/** Applied, or the bucket's head and the id of the block that stands at the offset. */
+/** Applied, or the partition's head and the id of the block that stands at the offset. */
 type AppendOutcome =
   | { readonly applied: true }
   | { readonly applied: false; readonly head: number | null; readonly blockId: string | null }
@@ -33,8 +43,14 @@ type AppendOutcome =
 export interface TypeRecord {
   readonly shards: number
   readonly serialConsistency: string
+  /** Offsets per bucket of a log. */
   readonly bucketSize: number
+  /** Characters of events after which a part of a bucket takes no more blocks. */
+  readonly partSize: number
+  /** Counts the restores of older data: positions of another epoch stand for nothing. */
   readonly epoch: number
+  /** Counts the rebuilds of the index. */
+  readonly indexGeneration: number
 }
 
 /** Some consecutive events of one entity in the index; `sequence` is that of the first. */
@@ -44,6 +60,8 @@ export interface IndexRow {
   readonly partition: number
   readonly sequence: number
   readonly lastSequence: number
+  /** How many of its events are deleted: the first ones. */
+  readonly deleted: number
   readonly events: string
 }
 
@@ -52,37 +70,57 @@ export interface StoredSnapshot {
   readonly sequence: number
   readonly offset: number
   readonly epoch: number
+  /** Of the state's schema. */
+  readonly version: number
+  /** JSON, or base64 of bytes by the encoding. */
   readonly state: string
+  readonly encoding: string | null
+}
+
+/** A deletion that has begun: events of an entity up to a sequence number, the logged fact being event `marker`. */
+export interface Deletion {
+  readonly entityId: string
+  readonly through: number
+  readonly marker: number
 }
 
 /** Everything the journal needs of its database. */
 export interface Store {
   /** The record of an entity type: the one given, if there was none. */
   readonly recordType: (entityType: string, record: TypeRecord) => Effect.Effect<TypeRecord, CassandraError>
+  /** Replaces a record's epoch and index generation; false when they were not those of `from`. */
+  readonly changeRecord: (
+    entityType: string,
+    from: TypeRecord,
+    to: Pick<TypeRecord, "epoch" | "indexGeneration">
+  ) => Effect.Effect<boolean, CassandraError>
   readonly appendBlock: (log: LogId, block: BlockAppend) => Effect.Effect<AppendOutcome, CassandraError>
-  /** The head of a bucket; when `serial`, it includes every append that was acknowledged before. */
-  readonly readHead: (log: LogId, bucket: number, serial: boolean) => Effect.Effect<number | null, CassandraError>
-  /** Blocks of a bucket with an offset above `after`, in order, `limit` at the most. */
+  /** The head of a partition; when `serial`, it includes every append that was acknowledged before. */
+  readonly readHead: (log: LogId, place: Place, serial: boolean) => Effect.Effect<number | null, CassandraError>
+  /** Blocks of a partition with an offset above `after`, in order, `limit` at the most. */
   readonly readBlocks: (
     log: LogId,
-    bucket: number,
+    place: Place,
     after: number,
     limit: number,
     serial: boolean
   ) => Effect.Effect<ReadonlyArray<StoredBlock>, CassandraError>
-  /** Of two writes of one row, the one that reaches further wins. */
-  readonly writeIndexRow: (row: IndexRow) => Effect.Effect<void, CassandraError>
+  /** Replaces a block's events by the same ones with less payload; false when its revision was another. */
+  readonly reviseBlock: (log: LogId, place: Place, block: StoredBlock) => Effect.Effect<boolean, CassandraError>
+  /** Of two writes of one row, the one that reaches further wins, and of those the one with more deleted. */
+  readonly writeIndexRow: (generation: number, row: IndexRow) => Effect.Effect<void, CassandraError>
   /** The index rows of one partition of an entity that begin at `sequence` or later, in order. */
   readonly readIndexRows: (
+    generation: number,
     entityType: string,
     entityId: string,
     partition: number,
     sequence: number
-  ) => Effect.Effect<ReadonlyArray<string>, CassandraError>
+  ) => Effect.Effect<ReadonlyArray<{ readonly sequence: number; readonly events: string }>, CassandraError>
   /** The offset up to where the index is complete; 0 when nothing is. */
-  readonly readWatermark: (log: LogId, epoch: number) => Effect.Effect<number, CassandraError>
+  readonly readWatermark: (log: LogId, generation: number) => Effect.Effect<number, CassandraError>
   /** Of two writes, the higher offset wins. */
-  readonly writeWatermark: (log: LogId, epoch: number, offset: number) => Effect.Effect<void, CassandraError>
+  readonly writeWatermark: (log: LogId, generation: number, offset: number) => Effect.Effect<void, CassandraError>
   /** The newest snapshot at `sequence` or before. */
   readonly readSnapshot: (
     entityType: string,
@@ -96,4 +134,14 @@ export interface Store {
     snapshot: StoredSnapshot,
     removeThrough: number
   ) => Effect.Effect<void, CassandraError>
+  /** Removes the snapshots at `sequence` or before. */
+  readonly removeSnapshots: (
+    entityType: string,
+    entityId: string,
+    sequence: number
+  ) => Effect.Effect<void, CassandraError>
+  /** The deletions of a shard that have begun and are not known to be complete. */
+  readonly readDeletions: (log: LogId) => Effect.Effect<ReadonlyArray<Deletion>, CassandraError>
+  readonly writeDeletion: (log: LogId, deletion: Deletion) => Effect.Effect<void, CassandraError>
+  readonly removeDeletion: (log: LogId, deletion: Deletion) => Effect.Effect<void, CassandraError>
 }

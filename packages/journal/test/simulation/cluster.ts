@@ -13,8 +13,10 @@ import {
 import { Effect } from "effect"
 import type {
   BlockAppend,
+  Deletion,
   IndexRow,
   LogId,
+  Place,
   Store,
   StoredBlock,
   StoredSnapshot,
@@ -63,6 +65,7 @@ export class Cluster {
   readonly #buckets = new Map<string, Bucket>()
   readonly #index = new Map<string, Map<number, Cell<IndexRow>>>()
   readonly #watermarks = new Map<string, Cell<number>>()
+  readonly #deletions = new Map<string, Map<string, Cell<Deletion>>>()
   readonly #snapshots = new Map<string, Map<number, Cell<StoredSnapshot>>>()
 
   constructor(world: World) {
@@ -73,8 +76,8 @@ export class Cluster {
   log(log: LogId): ReadonlyArray<StoredBlock> {
     return [...this.#buckets]
       .filter(([key]) => key.startsWith(`${log.entityType}/${log.shard}/`))
-      .sort(([a], [b]) => Number(a.split("/")[2]) - Number(b.split("/")[2]))
-      .flatMap(([, { blocks }]) => blocks.map(({ block }) => block))
+      .flatMap(([, { blocks }]) => newestRevisions(blocks.map(({ block }) => block)))
+      .sort((a, b) => a.offset - b.offset)
   }
 
   /** The log is gone, as after a restore of an empty table; index, watermarks and snapshots are still there. */
@@ -94,8 +97,8 @@ export class Cluster {
     return arrivals.toSorted((a, b) => a - b)[1]!
   }
 
-  #bucket(log: LogId, bucket: number): Bucket {
-    const key = `${log.entityType}/${log.shard}/${bucket}`
+  #bucket(log: LogId, { bucket, part }: Place): Bucket {
+    const key = `${log.entityType}/${log.shard}/${bucket}/${part}`
     const found = this.#buckets.get(key) ?? { head: null, blocks: [] }
     this.#buckets.set(key, found)
     return found
@@ -212,7 +215,7 @@ export class Cluster {
     const world = this.#world
 
     const append = (log: LogId, block: BlockAppend) => {
-      const bucket = this.#bucket(log, block.bucket)
+      const bucket = this.#bucket(log, block.place)
       const standing = bucket.blocks.find((one) => one.block.offset === block.offset)
       if (bucket.head !== block.head || standing !== undefined) {
         const answer = { applied: false, head: bucket.head, blockId: standing?.block.blockId ?? null } as const
@@ -223,6 +226,23 @@ export class Cluster {
       bucket.blocks.push({ block, arrivals })
       return { answer: { applied: true } as const, at: this.#quorum(arrivals) }
     }
+
+    /** A row of a table, written or removed at the time of the process's clock. */
+    const put = <K, A>(table: Map<string, Map<K, Cell<A>>>, partition: string, key: K, value: A | undefined) =>
+      Effect.suspend(() => {
+        const timestamp = process.time * 1000
+        return this.#write(process, (arrivals) => {
+          const rows = getOrPut(table, partition, () => new Map<K, Cell<A>>())
+          getOrPut(rows, key, (): Cell<A> => []).push({ value, timestamp, arrivals })
+        })
+      })
+
+    const removeSnapshots: Store["removeSnapshots"] = (entityType, entityId, sequence) =>
+      Effect.suspend(() => {
+        const partition = `${entityType}/${entityId}`
+        const present = [...(this.#snapshots.get(partition)?.keys() ?? [])].filter((one) => one <= sequence)
+        return Effect.forEach(present, (one) => put(this.#snapshots, partition, one, undefined), { discard: true })
+      })
 
     const headOf = (bucket: Bucket, replica: 0 | 1 | 2) =>
       bucket.blocks.reduce<number | null>(
@@ -241,48 +261,66 @@ export class Cluster {
       appendBlock: (log, block) =>
         this.#agree<Effect.Success<ReturnType<Store["appendBlock"]>>>(process, () => append(log, block)),
 
-      readHead: (log, bucket, serial) =>
+      changeRecord: (entityType, from, to) =>
+        this.#agree(process, () => {
+          const present = this.#types.get(entityType)
+          const applied = present?.epoch === from.epoch && present.indexGeneration === from.indexGeneration
+          if (applied) this.#types.set(entityType, { ...present, ...to })
+          return { answer: applied, at: world.now }
+        }),
+
+      reviseBlock: (log, place, block) =>
+        this.#agree(process, () => {
+          const { blocks } = this.#bucket(log, place)
+          const standing = newestRevisions(blocks.map((one) => one.block)).find(({ offset }) => offset === block.offset)
+          if (standing?.revision !== block.revision) return { answer: false, at: world.now }
+          const arrivals = this.#arrivals()
+          blocks.push({ block: { ...block, revision: block.revision + 1 }, arrivals })
+          return { answer: true, at: this.#quorum(arrivals) }
+        }),
+
+      readHead: (log, place, serial) =>
         serial
-          ? this.#serial(process, () => this.#bucket(log, bucket).head)
+          ? this.#serial(process, () => this.#bucket(log, place).head)
           : this.#quorumRead(
               process,
-              (replica) => headOf(this.#bucket(log, bucket), replica),
+              (replica) => headOf(this.#bucket(log, place), replica),
               (one, other) => (one === null ? other : other === null ? one : Math.max(one, other))
             ),
 
-      readBlocks: (log, bucket, after, limit, serial) => {
-        const inOrder = (blocks: Iterable<StoredBlock>) => [...blocks].sort((a, b) => a.offset - b.offset)
-        const later = () => this.#bucket(log, bucket).blocks.filter(({ block }) => block.offset > after)
+      readBlocks: (log, place, after, limit, serial) => {
+        const inOrder = (blocks: ReadonlyArray<StoredBlock>) =>
+          newestRevisions(blocks).sort((a, b) => a.offset - b.offset)
+        const later = () => this.#bucket(log, place).blocks.filter(({ block }) => block.offset > after)
         return serial
           ? this.#serial(process, () => inOrder(later().map(({ block }) => block)).slice(0, limit))
           : this.#quorumRead(
               process,
               (replica) => later().flatMap(({ arrivals, block }) => (arrivals[replica] <= world.now ? [block] : [])),
-              (one, other) => inOrder(new Set([...one, ...other])).slice(0, limit)
+              (one, other) => inOrder([...one, ...other]).slice(0, limit)
             )
       },
 
-      writeIndexRow: (row) => {
-        const timestamp = indexByClock ? process.time * 1000 : row.lastSequence
+      writeIndexRow: (generation, row) => {
+        const timestamp = indexByClock ? process.time * 1000 : row.lastSequence * 128 + row.deleted
         return this.#write(process, (arrivals) => {
           const partition = getOrPut(
             this.#index,
-            `${row.entityType}/${row.entityId}/${row.partition}`,
+            `${generation}/${row.entityType}/${row.entityId}/${row.partition}`,
             () => new Map<number, Cell<IndexRow>>()
           )
           getOrPut(partition, row.sequence, (): Cell<IndexRow> => []).push({ value: row, timestamp, arrivals })
         })
       },
 
-      readIndexRows: (entityType, entityId, partition, sequence) =>
+      readIndexRows: (generation, entityType, entityId, partition, sequence) =>
         this.#quorumRead(
           process,
-          (replica) => this.#rows(this.#index.get(`${entityType}/${entityId}/${partition}`), replica),
+          (replica) => this.#rows(this.#index.get(`${generation}/${entityType}/${entityId}/${partition}`), replica),
           (one, other) =>
             merged(one, other)
               .filter((row) => row.sequence >= sequence)
               .sort((a, b) => a.sequence - b.sequence)
-              .map((row) => row.events)
         ),
 
       readWatermark: (log, epoch) =>
@@ -312,40 +350,47 @@ export class Cluster {
               .sort((a, b) => b.sequence - a.sequence)[0]
         ),
 
-      writeSnapshot: (entityType, entityId, snapshot, removeThrough) => {
-        const rows = getOrPut(
-          this.#snapshots,
-          `${entityType}/${entityId}`,
-          () => new Map<number, Cell<StoredSnapshot>>()
-        )
-        const put = (sequence: number, value: StoredSnapshot | undefined) => {
-          const timestamp = process.time * 1000
-          return this.#write(process, (arrivals) =>
-            getOrPut(rows, sequence, (): Cell<StoredSnapshot> => []).push({ value, timestamp, arrivals })
-          )
-        }
-        return Effect.suspend(() =>
-          Effect.andThen(
-            put(snapshot.sequence, snapshot),
-            Effect.forEach(
-              [...rows.keys()].filter((sequence) => sequence <= removeThrough),
-              (sequence) => put(sequence, undefined),
-              { discard: true }
-            )
-          )
-        )
-      }
+      writeSnapshot: (entityType, entityId, snapshot, removeThrough) =>
+        Effect.andThen(
+          put(this.#snapshots, `${entityType}/${entityId}`, snapshot.sequence, snapshot),
+          removeSnapshots(entityType, entityId, removeThrough)
+        ),
+
+      removeSnapshots,
+
+      readDeletions: (log) =>
+        this.#quorumRead(
+          process,
+          (replica) => this.#rows(this.#deletions.get(`${log.entityType}/${log.shard}`), replica),
+          merged
+        ),
+
+      writeDeletion: (log, deletion) =>
+        put(this.#deletions, `${log.entityType}/${log.shard}`, `${deletion.entityId}/${deletion.marker}`, deletion),
+
+      removeDeletion: (log, deletion) =>
+        put(this.#deletions, `${log.entityType}/${log.shard}`, `${deletion.entityId}/${deletion.marker}`, undefined)
     }
   }
 
-  #rows<A>(rows: Map<number, Cell<A>> | undefined, replica: 0 | 1 | 2): Map<number, Cell<A>[number]> {
-    const seen = new Map<number, Cell<A>[number]>()
+  #rows<K, A>(rows: Map<K, Cell<A>> | undefined, replica: 0 | 1 | 2): Map<K, Cell<A>[number]> {
+    const seen = new Map<K, Cell<A>[number]>()
     for (const [key, cell] of rows ?? []) {
       const newest = this.#newest(cell, replica)
       if (newest !== undefined) seen.set(key, newest)
     }
     return seen
   }
+}
+
+/** Of each block the newest revision. */
+const newestRevisions = (blocks: ReadonlyArray<StoredBlock>): Array<StoredBlock> => {
+  const newest = new Map<number, StoredBlock>()
+  for (const block of blocks) {
+    const present = newest.get(block.offset)
+    if (present === undefined || present.revision < block.revision) newest.set(block.offset, block)
+  }
+  return [...newest.values()]
 }
 
 const newer = <A>(one: Cell<A>[number], other: Cell<A>[number]) =>
@@ -357,7 +402,7 @@ const newer = <A>(one: Cell<A>[number], other: Cell<A>[number]) =>
       ? one
       : other
 
-const merged = <A>(one: Map<number, Cell<A>[number]>, other: Map<number, Cell<A>[number]>): Array<A> => {
+const merged = <K, A>(one: Map<K, Cell<A>[number]>, other: Map<K, Cell<A>[number]>): Array<A> => {
   const all = new Map(one)
   for (const [key, version] of other) {
     const present = all.get(key)

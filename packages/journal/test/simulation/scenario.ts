@@ -3,7 +3,7 @@
  * wrong. Everything is recorded, and each promise of PROTOCOL.md is then checked by itself.
  */
 import { Cause, Effect, Exit, Option, Scope, Stream } from "effect"
-import { decodeBlock, type Entry } from "../../src/internal/block.ts"
+import { decodeBlock, type Entry, itemOf } from "../../src/internal/block.ts"
 import { makeJournal } from "../../src/internal/journal.ts"
 import type { Limits } from "../../src/internal/shardLog.ts"
 import type { Store } from "../../src/internal/store.ts"
@@ -71,6 +71,7 @@ export const simulate = (seed: number, planted?: Planted): Report => {
   const options: Options = {
     shards: 1,
     bucketSize: chance.of([2, 5, 20, 1000]),
+    partitionSize: chance.of([1, 200, 1_000_000]),
     appendTimeout: chance.of([300, 1000, 5000]),
     indexInterval: chance.of([30, 200, 1000]),
     maxPollInterval: chance.of([50, 1000])
@@ -101,7 +102,9 @@ export const simulate = (seed: number, planted?: Planted): Report => {
 
   /** What was agreed on, event by event. */
   const truth = () => cluster.log(log).flatMap((block) => decodeBlock(block.events, block.offset, block.stamp))
-  const idOf = (event: { readonly payload?: unknown }) => (event.payload as Payload).id
+  const payloadOf = (event: EventEnvelope | Entry) =>
+    ("item" in event ? itemOf(event).p : (event as EventEnvelope).payload) as Payload
+  const idOf = (event: EventEnvelope | Entry) => payloadOf(event).id
   const idsOf = (entityId: string) => truth().flatMap((entry) => (entry.entityId === entityId ? [idOf(entry)] : []))
 
   // -------------------------------------------------------------------------------------------- what is asked
@@ -148,7 +151,8 @@ export const simulate = (seed: number, planted?: Planted): Report => {
           const validThrough = unchecked
             ? yield* Effect.orElseSucceed(journal.head(entityType, 0), () => position.validThrough)
             : position.validThrough
-          const append = journal.append({ entityType, entityId, sequence: position.sequence, validThrough, events })
+          const expected = { sequence: position.sequence, validThrough }
+          const append = journal.append({ entityType, entityId, expected, events })
           const tag = yield* note("append", append, (stored) => {
             Object.assign(appended, { outcome: "stored", position: stored, end: world.now })
             known.set(entityId, { position: stored, last: ids.at(-1) })
@@ -204,10 +208,11 @@ export const simulate = (seed: number, planted?: Planted): Report => {
       for (;;) {
         const position = read.events.at(-1)?.offset ?? read.after
         for (const bucket of [0, 1]) {
-          const at = Math.floor(position / options.bucketSize!) + bucket
-          for (const block of yield* Effect.eventually(store.readBlocks(log, at, position, 100, false))) {
+          const place = { bucket: Math.floor(position / options.bucketSize!) + bucket, part: 0 }
+          for (const block of yield* Effect.eventually(store.readBlocks(log, place, position, 100, false))) {
             for (const entry of decodeBlock(block.events, block.offset, block.stamp)) {
-              read.events.push({ ...log, ...entry, payload: entry.payload })
+              const { p: payload } = itemOf(entry)
+              read.events.push({ ...log, ...entry, payload, version: 1, metadata: {}, deleted: false })
             }
           }
         }
@@ -396,7 +401,7 @@ export const simulate = (seed: number, planted?: Planted): Report => {
     const own = final.filter((entry) => entry.entityId === entityId)
     own.forEach((entry, i) => {
       if (entry.sequence !== i + 1) violations.push(`event ${entry.sequence} of "${entityId}" follows ${i}`)
-      const { previous } = entry.payload as Payload
+      const { previous } = payloadOf(entry)
       const before = i === 0 ? undefined : idOf(own[i - 1]!)
       if (previous !== before) violations.push(`${idOf(entry)} was decided after ${previous}, and follows ${before}`)
     })
@@ -405,7 +410,10 @@ export const simulate = (seed: number, planted?: Planted): Report => {
   for (const { entityId, loaded } of loads) {
     const ids = idsIn(loaded)
     const own = final.filter((entry) => entry.entityId === entityId)
-    if (ids.length !== loaded.sequence || ids.some((id, i) => idOf(own[i] ?? { payload: {} }) !== id)) {
+    if (
+      ids.length !== loaded.sequence ||
+      ids.some((id, i) => (own[i] === undefined ? undefined : idOf(own[i])) !== id)
+    ) {
       violations.push(`"${entityId}" was loaded as ${ids}, and is ${own.map(idOf)}`)
     }
     const through = own.filter(({ offset }) => offset <= loaded.validThrough).length
@@ -430,7 +438,7 @@ export const simulate = (seed: number, planted?: Planted): Report => {
   for (const { after, events } of reads) {
     events.forEach((event, i) => {
       const entry = final[after + i]
-      if (event.offset !== entry?.offset || idOf(event) !== idOf(entry)) {
+      if (entry === undefined || event.offset !== entry.offset || idOf(event) !== idOf(entry)) {
         violations.push(`a reader got ${event.offset} ${idOf(event)} in the place of ${after + i + 1}`)
       }
     })
@@ -458,7 +466,7 @@ const sabotaged = (planted: Planted | undefined, store: Store): Store => {
           Effect.catch(store.appendBlock(of, block), (error) =>
             Effect.gen(function* () {
               if (error.reason._tag !== "OutcomeUnknown") return yield* error
-              const blocks = yield* Effect.eventually(store.readBlocks(of, block.bucket, block.offset - 1, 1, true))
+              const blocks = yield* Effect.eventually(store.readBlocks(of, block.place, block.offset - 1, 1, true))
               if (blocks[0]?.blockId === block.blockId) return { applied: true } as const
               return yield* store.appendBlock(of, { ...block, blockId: `${block.blockId}-again` })
             })
@@ -468,7 +476,7 @@ const sabotaged = (planted: Planted | undefined, store: Store): Store => {
       return {
         ...store,
         readWatermark: (of, epoch) =>
-          Effect.flatMap(store.readHead(of, 0, true), (head) =>
+          Effect.flatMap(store.readHead(of, { bucket: 0, part: 0 }, true), (head) =>
             head === null ? Effect.succeed(0) : store.readWatermark(of, epoch)
           )
       }

@@ -31,9 +31,9 @@ export const makeDecode = <const Event extends EventSchema>(
   }
   const codec = makeEventCodec(events, { only: wanted })
   return (envelope) => {
-    const { entityId, entityType, offset, payload, sequence, shard, type } = envelope
-    if (isSystem(type)) return none
-    const decoded = codec.decode(type, payload)
+    const { deleted, entityId, entityType, offset, payload, sequence, shard, type, version } = envelope
+    if (deleted || isSystem(type)) return none
+    const decoded = codec.decode(type, payload, version)
     if (Result.isSuccess(decoded)) return Result.succeed(decoded.success)
     const message = `event ${sequence} of ${entityType} "${entityId}" is a ${type}, for processor "${processor}": ${decoded.failure}`
     return Result.fail(

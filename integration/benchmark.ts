@@ -1,0 +1,111 @@
+/** What the benchmarks share: both sides of a comparison run in one process, on one server, in turn. */
+import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
+import { CassandraServer, type Connection } from "@effect-cassandra/testing/CassandraServer"
+import driver from "cassandra-driver"
+import { Effect, Layer } from "effect"
+
+/** About 200 bytes of JSON, as in the figures of other toolkits. */
+export const note = "x".repeat(150)
+
+export const median = (numbers: ReadonlyArray<number>) =>
+  numbers.toSorted((a, b) => a - b)[Math.floor(numbers.length / 2)]!
+
+export const percentile = (numbers: ReadonlyArray<number>, share: number) =>
+  numbers.toSorted((a, b) => a - b)[Math.floor((numbers.length - 1) * share)]!
+
+/** How many steps were done in how many seconds, and how long each took where there are few. */
+export interface Measured {
+  readonly perSecond: number
+  readonly millis: ReadonlyArray<number>
+}
+
+const keptTimes = 20_000
+
+/** Repeats a step in `count` loops at once; nothing of Effect stands between the driver and its figure. */
+export const bare = async (count: number, millis: number, step: (loop: number) => Promise<unknown>) => {
+  const times: Array<number> = []
+  let done = 0
+  const begin = performance.now()
+  const end = begin + millis
+  await Promise.all(
+    Array.from({ length: count }, async (_, loop) => {
+      for (let now = performance.now(); now < end; ) {
+        await step(loop)
+        const then = now
+        now = performance.now()
+        if (done++ < keptTimes) times.push(now - then)
+      }
+    })
+  )
+  return { perSecond: done / ((performance.now() - begin) / 1000), millis: times } satisfies Measured
+}
+
+/** As `bare`, with effects. */
+export const effectful = <E, R>(count: number, millis: number, step: (loop: number) => Effect.Effect<unknown, E, R>) =>
+  Effect.suspend(() => {
+    const times: Array<number> = []
+    let done = 0
+    const begin = performance.now()
+    const end = begin + millis
+    const loop = (i: number, then: number): Effect.Effect<void, E, R> =>
+      Effect.flatMap(step(i), () => {
+        const now = performance.now()
+        if (done++ < keptTimes) times.push(now - then)
+        return now < end ? loop(i, now) : Effect.void
+      })
+    return Effect.map(
+      Effect.forEach(
+        Array.from({ length: count }, (_, i) => i),
+        (i) => loop(i, performance.now()),
+        { concurrency: "unbounded", discard: true }
+      ),
+      (): Measured => ({ perSecond: done / ((performance.now() - begin) / 1000), millis: times })
+    )
+  })
+
+/** The driver without anything around it, connected as the session is. */
+export const bareClient = ({ contactPoints, localDataCenter = "datacenter1" }: Connection, keyspace: string) =>
+  Effect.acquireRelease(
+    Effect.promise(async () => {
+      const client = new driver.Client({
+        contactPoints: [...contactPoints!],
+        localDataCenter,
+        keyspace,
+        // At its default bound of 2048 it fails with 10,000 loops.
+        pooling: { maxRequestsPerConnection: 32_768 },
+        queryOptions: { consistency: driver.types.consistencies.localQuorum, prepare: true }
+      })
+      await client.connect()
+      return client
+    }),
+    (client) => Effect.promise(() => client.shutdown())
+  )
+
+/** A plain INSERT for each event of `count` entities at once. */
+export const plainInsert = Effect.fnUntraced(function* (connection: Connection) {
+  const session = yield* CassandraSession
+  yield* session.createTables([
+    "CREATE TABLE IF NOT EXISTS plain_events (entity_id text, sequence bigint, event text, PRIMARY KEY (entity_id, sequence))"
+  ])
+  const client = yield* bareClient(connection, session.keyspace)
+  const insert = "INSERT INTO plain_events (entity_id, sequence, event) VALUES (?, ?, ?)"
+  let sequence = 0
+  return (count: number, millis: number) =>
+    Effect.promise(() =>
+      bare(count, millis, (loop) => {
+        const event = JSON.stringify({ _tag: "Deposited", cents: 100, balance: sequence, note })
+        return client.execute(insert, [`account-${loop}`, driver.types.Long.fromNumber(sequence++), event], {
+          prepare: true
+        })
+      })
+    )
+})
+
+export const collectGarbage = () => (globalThis as { gc?: () => void }).gc?.()
+
+/** A session in a keyspace of its own, on the server that is found. */
+export const SessionLive = Layer.unwrap(
+  Effect.map(CassandraServer, ({ connection }) =>
+    CassandraSession.layer({ ...connection, keyspace: `bench_${Date.now()}`, development: true })
+  )
+)

@@ -1,0 +1,55 @@
+/**
+ * Deletes payloads: first the fact is logged, then they are taken out of the log's blocks by conditional updates, out of the
+ * index, and snapshots go. Every step can be done again, by whoever finds a deletion that was not completed.
+ */
+import { Effect } from "effect"
+import type { JournalError } from "../JournalError.ts"
+import { afterDeletion, encodeBlock, isDeletable } from "./block.ts"
+import { deleteFromIndex, readIndex } from "./entityIndex.ts"
+import { corrupt, storeFailure } from "./failure.ts"
+import type { ShardLog } from "./shardLog.ts"
+import type { Deletion, Store, TypeRecord } from "./store.ts"
+
+/** Takes the payloads of an entity's events out of the block that holds an offset; gives the block's last offset. */
+const deleteFromBlock = Effect.fnUntraced(function* (store: Store, log: ShardLog, deletion: Deletion, offset: number) {
+  for (;;) {
+    const found = yield* log.reader.find(offset, true)
+    if (found === undefined) return yield* corrupt(log.log, `no block holds offset ${offset}, which the index names`)
+    const { block, stored } = found
+    const { entityId, through } = deletion
+    if (!block.entries.some((entry) => entry.entityId === entityId && isDeletable(entry, through))) return block.to
+    const events = encodeBlock(
+      block.entries.map((entry) => (entry.entityId === entityId ? afterDeletion(entry, through) : entry))
+    )
+    const revised = yield* store
+      .reviseBlock(log.log, block.place, { ...stored, events })
+      .pipe(Effect.mapError(storeFailure))
+    if (revised) return block.to
+  }
+})
+
+/** Does what is left to do of a deletion whose fact is in the log. */
+export const carryOut = Effect.fnUntraced(function* (
+  store: Store,
+  log: ShardLog,
+  record: TypeRecord,
+  deletion: Deletion
+): Effect.fn.Return<void, JournalError> {
+  const { entityId, marker, through } = deletion
+  const { entityType } = log.log
+  // The events that this process holds reach the index without their payloads.
+  yield* log.index.pipe(Effect.mapError(storeFailure))
+  const entries = yield* readIndex(store, log.log, record.indexGeneration, entityId, 0, log.head)
+  let done = 0
+  for (const { offset, sequence } of entries) {
+    if (sequence <= through && offset > done) done = yield* deleteFromBlock(store, log, deletion, offset)
+  }
+  yield* deleteFromIndex(store, log.log, record.indexGeneration, entityId, through).pipe(
+    Effect.catchTag("CassandraError", (error) => Effect.fail(storeFailure(error)))
+  )
+  // The snapshot at `through` itself stands for what is deleted, unless all is.
+  const whole = through === marker - 1
+  yield* store
+    .removeSnapshots(entityType, entityId, whole ? through : through - 1)
+    .pipe(Effect.andThen(store.removeDeletion(log.log, deletion)), Effect.mapError(storeFailure))
+})

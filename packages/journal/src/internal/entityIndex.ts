@@ -1,0 +1,213 @@
+/**
+ * The history of each entity, derived from a shard's log: events wait here until they are written, as one row per entity and
+ * write, then the watermark moves.
+ */
+import type { CassandraError } from "@effect-cassandra/session/CassandraError"
+import { Effect, Exit } from "effect"
+import type { JournalError } from "../JournalError.ts"
+import {
+  afterDeletion,
+  decodeIndexRow,
+  deletedType,
+  type Entry,
+  encodeIndexEvent,
+  isDeletable,
+  itemOf
+} from "./block.ts"
+import { corrupt, nameOf, storeFailure } from "./failure.ts"
+import type { IndexRow, LogId, Store } from "./store.ts"
+
+/** A row's events are cut where the sequence number passes a multiple of this, so that a reader knows where to begin. */
+const rowEvents = 100
+const rowSize = 64 * 1024
+/** Events of an entity per partition; a multiple of `rowEvents`. */
+const partitionEvents = 10_000
+
+const partitionOf = (sequence: number): number => Math.floor((sequence - 1) / partitionEvents)
+const rowOf = (sequence: number): number => Math.floor((sequence - 1) / rowEvents)
+
+/** The events of an entity, in order, as rows. */
+const rowsOf = (entityType: string, entityId: string, entries: ReadonlyArray<Entry>): Array<IndexRow> => {
+  const rows: Array<IndexRow> = []
+  let texts: Array<string> = []
+  let size = 0
+  let deleted = 0
+  let first: Entry | undefined
+  let last: Entry | undefined
+  const cut = () => {
+    if (first === undefined || last === undefined) return
+    rows.push({
+      entityType,
+      entityId,
+      partition: partitionOf(first.sequence),
+      sequence: first.sequence,
+      lastSequence: last.sequence,
+      deleted,
+      events: `[${texts.join(",")}]`
+    })
+    texts = []
+    size = 0
+    deleted = 0
+    first = undefined
+  }
+  for (const entry of entries) {
+    const text = encodeIndexEvent(entry)
+    if (first !== undefined && (rowOf(first.sequence) !== rowOf(entry.sequence) || size + text.length > rowSize)) cut()
+    first ??= entry
+    last = entry
+    texts.push(text)
+    size += text.length
+    if (entry.item?.d === 1) deleted++
+  }
+  cut()
+  return rows
+}
+
+/** The rows of an entity's history that hold events after a sequence number, page by page; they may overlap. */
+const readRows = Effect.fnUntraced(function* (
+  store: Store,
+  log: LogId,
+  generation: number,
+  entityId: string,
+  after: number,
+  onRow: (entries: ReadonlyArray<Entry>) => Effect.Effect<void, CassandraError | JournalError>
+) {
+  let next = after + 1
+  for (let more = true; more; ) {
+    // The lowest sequence number at which the row that holds `next` can begin.
+    const start = rowOf(next) * rowEvents + 1
+    const rows = yield* store
+      .readIndexRows(generation, log.entityType, entityId, partitionOf(next), start)
+      .pipe(Effect.mapError(storeFailure))
+    let last = 0
+    for (const { events } of rows) {
+      let entries: ReadonlyArray<Entry>
+      try {
+        entries = decodeIndexRow(entityId, events)
+      } catch (cause) {
+        return yield* corrupt(log, `the index of "${entityId}" holds a row that is not readable: ${cause}`)
+      }
+      last = Math.max(last, entries.at(-1)?.sequence ?? 0)
+      yield* onRow(entries)
+    }
+    more = last >= next && last % partitionEvents === 0
+    next = last + 1
+  }
+})
+
+/** What the index holds of an entity after a sequence number, up to an offset; in the order of its rows. */
+export const readIndex = Effect.fnUntraced(function* (
+  store: Store,
+  log: LogId,
+  generation: number,
+  entityId: string,
+  after: number,
+  through: number
+) {
+  const found: Array<Entry> = []
+  yield* readRows(store, log, generation, entityId, after, (entries) => {
+    for (const entry of entries) if (entry.sequence > after && entry.offset <= through) found.push(entry)
+    return Effect.void
+  }).pipe(Effect.catchTag("CassandraError", (error) => Effect.fail(storeFailure(error))))
+  return found
+})
+
+/** Takes the payloads of an entity's events up to a sequence number out of the index. */
+export const deleteFromIndex = (store: Store, log: LogId, generation: number, entityId: string, through: number) =>
+  readRows(store, log, generation, entityId, 0, (entries) => {
+    if (!entries.some((entry) => isDeletable(entry, through))) return Effect.void
+    const kept = entries.map((entry) => afterDeletion(entry, through))
+    return Effect.forEach(rowsOf(log.entityType, entityId, kept), (row) => store.writeIndexRow(generation, row), {
+      discard: true
+    })
+  })
+
+export class EntityIndex {
+  readonly #store: Store
+  readonly #log: LogId
+  readonly #generation: number
+  #waiting = new Map<string, Array<Entry>>()
+  #writing = new Map<string, Array<Entry>>()
+  /** Deletions that this process has seen and not yet carried into the rows that it has written. */
+  #deletions = new Map<string, number>()
+  /** Events that wait. */
+  count = 0
+
+  constructor(store: Store, log: LogId, generation: number) {
+    this.#store = store
+    this.#log = log
+    this.#generation = generation
+  }
+
+  /** Takes events of the log, in order. */
+  add(entries: ReadonlyArray<Entry>): void {
+    for (const entry of entries) {
+      const waiting = this.#waiting.get(entry.entityId)
+      if (waiting === undefined) this.#waiting.set(entry.entityId, [entry])
+      else waiting.push(entry)
+      if (entry.type === deletedType) this.#delete(entry)
+    }
+    this.count += entries.length
+  }
+
+  /** The events of an entity that are not surely in the index yet. */
+  entriesOf(entityId: string): ReadonlyArray<Entry> {
+    return [...(this.#writing.get(entityId) ?? []), ...(this.#waiting.get(entityId) ?? [])]
+  }
+
+  #delete(marker: Entry): void {
+    const { entityId } = marker
+    const { through } = itemOf(marker).p as { readonly through: number }
+    for (const entries of [this.#writing.get(entityId), this.#waiting.get(entityId)]) {
+      entries?.forEach((entry, i) => {
+        entries[i] = afterDeletion(entry, through)
+      })
+    }
+    this.#deletions.set(entityId, Math.max(through, this.#deletions.get(entityId) ?? 0))
+  }
+
+  /** Writes what waits into the index, then the watermark, which is the log's head. */
+  flush(head: number): Effect.Effect<void, CassandraError> {
+    if (this.#waiting.size === 0 || this.#writing.size > 0) return Effect.void
+    const entries = this.#waiting
+    const { count } = this
+    this.#writing = entries
+    this.#waiting = new Map()
+    this.count = 0
+    const deletions = this.#deletions
+    this.#deletions = new Map()
+    const rows: Array<IndexRow> = []
+    for (const [entityId, list] of entries) {
+      for (const row of rowsOf(this.#log.entityType, entityId, list)) rows.push(row)
+    }
+    return Effect.forEach(rows, (row) => this.#store.writeIndexRow(this.#generation, row), {
+      concurrency: 16,
+      discard: true
+    }).pipe(
+      Effect.andThen(
+        Effect.forEach(
+          deletions,
+          ([entityId, through]) => deleteFromIndex(this.#store, this.#log, this.#generation, entityId, through),
+          { discard: true }
+        )
+      ),
+      Effect.andThen(this.#store.writeWatermark(this.#log, this.#generation, head)),
+      Effect.catchTag("JournalError", (error) =>
+        Effect.logError(`a deletion in the index of ${nameOf(this.#log)} is not complete: ${error.message}`)
+      ),
+      Effect.onExit((exit) =>
+        Effect.sync(() => {
+          if (Exit.isFailure(exit)) {
+            for (const [entityId, list] of this.#waiting)
+              entries.set(entityId, [...(entries.get(entityId) ?? []), ...list])
+            this.#waiting = entries
+            this.count += count
+            for (const [entityId, through] of deletions)
+              this.#deletions.set(entityId, Math.max(through, this.#deletions.get(entityId) ?? 0))
+          }
+          this.#writing = new Map()
+        })
+      )
+    )
+  }
+}

@@ -1,0 +1,110 @@
+/** The events of a shard as streams: from the memory of this process where it reaches back far enough, else from the store. */
+import { Duration, Effect, Option, Stream } from "effect"
+import type { EventEnvelope, Options } from "../Journal.ts"
+import type { JournalError } from "../JournalError.ts"
+import { attempt, type EventFormat } from "./events.ts"
+import { corrupt } from "./failure.ts"
+import type { Block, Cursor } from "./logReader.ts"
+import type { ShardLog } from "./shardLog.ts"
+
+const minPollMillis = 20
+/** Events per page from memory. */
+const maxPage = 2000
+
+/** A reader's place: after an offset, with the cursor that the last page gave, if it came from the store. */
+interface State {
+  readonly after: number
+  readonly cursor: Cursor | undefined
+}
+
+export const makeStreams = (format: EventFormat, options: Options) => {
+  const maxPollMillis = Duration.toMillis(options.maxPollInterval ?? "1 second")
+
+  /** Waits until the head is past an offset; looks for events of other processes, seldom while nothing happens. */
+  const moved = Effect.fnUntraced(function* (log: ShardLog, after: number) {
+    for (let millis = minPollMillis; log.head <= after; millis = Math.min(maxPollMillis, millis * 1.5)) {
+      if (log.failure !== undefined) return yield* log.failure
+      const woken = yield* Effect.callback<void>((resume) => {
+        const off = log.onHead(() => {
+          off()
+          resume(Effect.void)
+        })
+        return Effect.sync(off)
+      }).pipe(Effect.timeoutOption(millis))
+      if (Option.isNone(woken)) yield* log.poll(millis * 0.9)
+    }
+  })
+
+  const stored = Effect.fnUntraced(function* (log: ShardLog, { after, cursor }: State) {
+    if (cursor?.after === after) return yield* log.reader.demand(cursor, log.head)
+    const found = (yield* log.reader.locate(after)) ?? (yield* log.reader.locate(after, true))
+    return found === undefined
+      ? yield* corrupt(log.log, `event ${after} is missing, the head is ${log.head}`)
+      : yield* log.reader.demand(found, log.head)
+  })
+
+  const envelopes = (log: ShardLog, blocks: ReadonlyArray<Block>, after: number, through: number) =>
+    attempt(() => {
+      const { entityType, shard } = log.log
+      const events: Array<EventEnvelope> = []
+      for (const block of blocks) {
+        for (const entry of block.entries) {
+          if (entry.offset > after && entry.offset <= through) events.push(format.envelope(entityType, shard, entry))
+        }
+      }
+      return events
+    })
+
+  /** The next events after a place that the head is past, `through` at the most. */
+  const next = (
+    log: ShardLog,
+    state: State,
+    through: number
+  ): Effect.Effect<readonly [ReadonlyArray<EventEnvelope>, State], JournalError> => {
+    const { after } = state
+    const tail = log.tail(after)
+    if (tail === undefined) {
+      return Effect.flatMap(stored(log, state), ({ blocks, cursor }) =>
+        Effect.map(
+          envelopes(log, blocks, after, through),
+          (events) => [events, { after: events.at(-1)?.offset ?? after, cursor }] as const
+        )
+      )
+    }
+    let count = 0
+    const blocks = tail.filter(({ entries }) => {
+      const taken = count < maxPage
+      count += entries.length
+      return taken
+    })
+    return Effect.map(
+      envelopes(log, blocks, after, through),
+      (events) => [events, { after: events.at(-1)?.offset ?? after, cursor: undefined }] as const
+    )
+  }
+
+  const live = (log: ShardLog, after: number): Stream.Stream<EventEnvelope, JournalError> =>
+    Stream.paginate<State, EventEnvelope, JournalError>({ after, cursor: undefined }, (state) =>
+      Effect.andThen(
+        moved(log, state.after),
+        Effect.map(
+          Effect.suspend(() => next(log, state, Number.MAX_SAFE_INTEGER)),
+          ([events, state]) => [events, Option.some(state)] as const
+        )
+      )
+    )
+
+  const current = (log: ShardLog, after: number): Stream.Stream<EventEnvelope, JournalError> =>
+    Stream.unwrap(
+      Effect.map(log.sync, () => {
+        const through = log.head
+        return Stream.paginate<State, EventEnvelope, JournalError>({ after, cursor: undefined }, (state) =>
+          state.after >= through
+            ? Effect.succeed([[], Option.none()] as const)
+            : Effect.map(next(log, state, through), ([events, state]) => [events, Option.some(state)] as const)
+        )
+      })
+    )
+
+  return { live, current }
+}
