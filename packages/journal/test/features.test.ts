@@ -154,6 +154,8 @@ const suite = <R, E>(
           [{ events: [{ ...event(1), version: 1.5 }] }, /version 1.5/],
           [{ events: [{ type: "Big", payload: 1n }] }, /Big .*cannot be written as JSON.*BigInt/],
           [{ events: [event(1), { type: "Circular", payload: circular }] }, /Circular .*circular/],
+          [{ events: [event(1)], expected: undefined as never }, /expected is undefined, it must be a position/],
+          [{ events: [event(1)], expected: -1 }, /expected is -1/],
           [{ events: [event(1)], entityId: "" }, /entityId must be text of 1 to 1024 characters/],
           [{ events: [event(1)], entityType: "x".repeat(2000) }, /entityType must be text/],
           [{ events: [event(1)], command: { id: "" } }, /the id of a command must be text/]

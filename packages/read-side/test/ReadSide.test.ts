@@ -1,5 +1,5 @@
 import { assert, layer } from "@effect/vitest"
-import { Journal, type Position } from "@effect-cassandra/journal/Journal"
+import { Journal } from "@effect-cassandra/journal/Journal"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { cql } from "@effect-cassandra/session/Statement"
 import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
@@ -33,14 +33,7 @@ const processor = (name: string, entityType: string, handled: Array<string> = []
 const append = (entityType: string, entityId: string, events: ReadonlyArray<{ type: string; payload: unknown }>) =>
   Effect.gen(function* () {
     const journal = yield* Journal
-    const at: Position = yield* journal.load({ entityType, entityId })
-    yield* journal.append({
-      entityType,
-      entityId,
-      sequence: at.sequence,
-      validThrough: at.validThrough,
-      events
-    })
+    yield* journal.append({ entityType, entityId, expected: "any", events })
   })
 
 const added = (total: number) => ({ type: "Added", payload: { total } })

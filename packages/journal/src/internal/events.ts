@@ -41,13 +41,22 @@ export class EventFormat {
 
   /** The events of an append as they are to be stored, or why they cannot be. */
   encode(append: Append, current: Metadata): Result.Result<ReadonlyArray<Body>, JournalError> {
-    const { command, entityId, entityType, events } = append
+    const { command, entityId, entityType, events, expected } = append
     const malformed = (what: string) =>
       fail(new MalformedAppend({ entityType, entityId, message: `${what}, and nothing was stored` }))
     const tooLarge = (what: string) =>
       fail(new AppendTooLarge({ entityType, entityId, message: `${what}, and nothing was stored` }))
     const name = refusedName("entityType", entityType) ?? refusedName("entityId", entityId)
     if (name !== undefined) return malformed(name)
+    const sequence = typeof expected === "object" ? expected?.sequence : expected
+    if (
+      !(
+        ["none", "exists", "any"].includes(sequence as string) ||
+        (Number.isSafeInteger(sequence) && Number(sequence) >= 0)
+      )
+    ) {
+      return malformed(`expected is ${sequence}, it must be a position, a sequence number, "none", "exists" or "any"`)
+    }
     const id = command === undefined ? undefined : refusedName("the id of a command", command.id)
     if (id !== undefined) return malformed(id)
     if (events.length > this.#maxEvents) {
