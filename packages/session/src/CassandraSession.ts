@@ -27,6 +27,11 @@ import type { Consistency, Row, SerialConsistency, Statement, Options as Stateme
 export interface Options {
   /** Addresses of some nodes, `"host"` or `"host:port"`; the others are discovered. Default: `["127.0.0.1:9042"]`. */
   readonly contactPoints?: ReadonlyArray<string> | undefined
+  /**
+   * Where nodes are reached whose own addresses are not reachable from here, as through tunnels or proxies:
+   * `{ "10.0.0.1": "127.0.0.1:9043" }`. Contact points are taken as they are.
+   */
+  readonly addresses?: Readonly<Record<string, string>> | undefined
   /** The data centre whose nodes are used. Default: `"datacenter1"`, the name in an unchanged Cassandra. */
   readonly localDataCenter?: string | undefined
   readonly keyspace: string
@@ -79,8 +84,8 @@ export interface Options {
 
 /**
  * The options by their names, but for `retry` and `profiles`, which are code. In environment variables, with
- * `ConfigProvider.constantCase`: `CONTACT_POINTS=10.0.0.1,10.0.0.2`, `REPLICATION=datacenter1=3`, `REQUEST_TIMEOUT=5 seconds`,
- * `TLS=true` or `TLS_CA`, `TLS_CERT`, `TLS_KEY` in PEM, `SPECULATIVE_DELAY`, `SPECULATIVE_MAX`.
+ * `ConfigProvider.constantCase`: `CONTACT_POINTS=10.0.0.1,10.0.0.2`, `REPLICATION=datacenter1=3`,
+ * `ADDRESSES=10.0.0.1=127.0.0.1:9043`, `REQUEST_TIMEOUT=5 seconds`, `TLS=true` or `TLS_CA`, `TLS_CERT`, `TLS_KEY` in PEM, `SPECULATIVE_DELAY`, `SPECULATIVE_MAX`.
  */
 export const config: Config.Config<Options> = optionsConfig
 

@@ -4,8 +4,8 @@
 import { Context, Effect, Layer } from "effect"
 import { type Connection, type Options, startLocal } from "./CassandraServer.ts"
 import type { CassandraServerError } from "./CassandraServerError.ts"
+import { hasMaven } from "./internal/distribution.ts"
 import { findJava } from "./internal/java.ts"
-import { hasMaven } from "./internal/localProcess.ts"
 
 /**
  * The process, and what can be done to it.

@@ -5,11 +5,11 @@ import { readFileSync } from "node:fs"
 import { join, resolve } from "node:path"
 import * as CassandraSession from "@effect-cassandra/session/CassandraSession"
 import { cql } from "@effect-cassandra/session/Statement"
-import { Config, Console, Context, Effect, Layer, Option, Redacted } from "effect"
+import { Config, Console, Context, Effect, Layer, Option, Redacted, Schema } from "effect"
 import { CassandraServerError } from "./CassandraServerError.ts"
 import { findDocker, startContainer } from "./internal/container.ts"
-import { findJava } from "./internal/java.ts"
-import { hasMaven, type ProcessOptions, startProcess } from "./internal/localProcess.ts"
+import { requireJava } from "./internal/java.ts"
+import { type ProcessOptions, startProcess } from "./internal/localProcess.ts"
 
 /** What a session needs to connect. */
 export type Connection = Omit<CassandraSession.Options, "keyspace">
@@ -63,7 +63,7 @@ export class CassandraServer extends Context.Service<
 }
 
 /** The server's version; fails while it does not answer. */
-const versionOf = (connection: Connection) =>
+export const versionOf = (connection: Connection) =>
   Effect.gen(function* () {
     const session = yield* CassandraSession.make({ ...connection, keyspace: "system", connectTimeout: 0 })
     const rows = yield* session.execute<{ release_version: string }>(cql`SELECT release_version FROM local`)
@@ -72,6 +72,7 @@ const versionOf = (connection: Connection) =>
 
 const environment = Config.all({
   contactPoints: Config.String("CASSANDRA_CONTACT_POINTS").pipe(Config.option),
+  addresses: Config.Record(Schema.String, Schema.String, "CASSANDRA_ADDRESSES").pipe(Config.option),
   localDataCenter: Config.String("CASSANDRA_LOCAL_DC").pipe(Config.withDefault("datacenter1")),
   username: Config.String("CASSANDRA_USERNAME").pipe(Config.option),
   password: Config.Redacted("CASSANDRA_PASSWORD").pipe(Config.option),
@@ -82,13 +83,14 @@ const environment = Config.all({
 const error = (message: string) => new CassandraServerError({ message })
 
 const configured = Effect.gen(function* () {
-  const { ca, contactPoints, localDataCenter, password, tls, username } = yield* environment
+  const { addresses, ca, contactPoints, localDataCenter, password, tls, username } = yield* environment
   if (Option.isNone(contactPoints)) return undefined
   const connection: Connection = {
     contactPoints: contactPoints.value
       .split(",")
       .map((point) => point.trim())
       .filter((point) => point !== ""),
+    addresses: Option.getOrUndefined(addresses),
     localDataCenter,
     username: Option.getOrUndefined(username),
     password: Option.getOrUndefined(password),
@@ -121,15 +123,7 @@ const container = Effect.fnUntraced(function* ({ dataDirectory }: Options) {
 
 /** Starts a local process. */
 export const startLocal = Effect.fnUntraced(function* (options: Options) {
-  const { found, java } = yield* findJava(process.env)
-  if (java === undefined) {
-    const others = found.map(({ path, version }) => `Java ${version} at ${path}`).join(", ")
-    return yield* error(
-      `no Java 17 or 11 at JAVA_HOME, on the PATH or in the usual folders${others === "" ? "" : `, only ${others}, which Cassandra 5 does not run on`}`
-    )
-  }
-  if (!(yield* hasMaven))
-    return yield* error(`there is Java ${java.version} at ${java.path}, but no Maven (mvn) on the PATH`)
+  const java = yield* requireJava
   const settings: ProcessOptions = {
     ...options,
     dataDirectory: options.dataDirectory === undefined ? undefined : resolve(join(options.dataDirectory, "process"))

@@ -8,13 +8,18 @@ import { Effect, type Scope } from "effect"
 export interface FaultProxy {
   /** `"127.0.0.1:port"`, to be connected to instead of the server. */
   readonly address: string
-  /** Holds back what is sent in both directions, and in those to come. */
+  /** Halts all connections, and those to come: they stay open, and nothing passes in either direction. */
   readonly hold: Effect.Effect<void>
-  /** Passes on what was held back, in its order. */
+  /** Holds back what clients send, while answers pass. */
+  readonly holdRequests: Effect.Effect<void>
+  /**
+   * Passes on what was held back, in its order: to the server also what a client has sent that is gone by now, as a request
+   * that was on its way may still be carried out.
+   */
   readonly release: Effect.Effect<void>
-  /** Passes everything on later by some milliseconds, in its order. */
+  /** Passes everything on later by some milliseconds in each direction, in its order. */
   readonly delay: (millis: number) => Effect.Effect<void>
-  /** Cuts all connections; new ones are made as before. */
+  /** Cuts all connections, and loses what was held back; new ones are made as before. */
   readonly drop: Effect.Effect<void>
   /** Cuts all connections, and every new one at once. */
   readonly refuse: Effect.Effect<void>
@@ -31,35 +36,26 @@ export const make = (target: string, address = "127.0.0.1:0"): Effect.Effect<Fau
     Effect.callback<{ readonly proxy: FaultProxy; readonly close: () => void }>((resume) => {
       const separator = target.lastIndexOf(":")
       const [host, port] = [target.slice(0, separator), Number(target.slice(separator + 1))]
-      const sockets = new Set<Socket>()
-      let held = false
+      const state: State = { requestsHeld: false, answersHeld: false, millis: 0 }
+      const pipes = new Set<Pipe>()
       let refused = false
-      let millis = 0
       const cut = () => {
-        for (const socket of sockets) socket.destroy()
+        for (const pipe of pipes) pipe.cut()
       }
-      const server = createServer((client) => {
+      const set = (change: Partial<State>) =>
+        Effect.sync(() => {
+          Object.assign(state, change)
+          for (const pipe of pipes) pipe.flush()
+        })
+      const server = createServer({ allowHalfOpen: true, noDelay: true }, (client) => {
         if (refused) return void client.destroy()
-        const upstream = connect(port, host)
-        for (const [from, to] of [
-          [client, upstream],
-          [upstream, client]
-        ] as const) {
-          sockets.add(from)
-          if (held) from.pause()
-          let last = 0
-          from.on("data", (data) => {
-            const now = performance.now()
-            if (millis === 0 && last < now) return void to.write(data)
-            // Never at the time of what came before, which another timer could overtake.
-            last = Math.max(now + millis, last + 2)
-            setTimeout(() => to.write(data), last - now)
-          })
-          from.on("error", () => to.destroy())
-          from.on("close", () => {
-            sockets.delete(from)
-            to.destroy()
-          })
+        const upstream = connect({ port, host, allowHalfOpen: true, noDelay: true })
+        for (const pipe of [
+          new Pipe(client, upstream, state, "requestsHeld"),
+          new Pipe(upstream, client, state, "answersHeld")
+        ]) {
+          pipes.add(pipe)
+          pipe.onClose = () => pipes.delete(pipe)
         }
       })
       const [ownHost, ownPort] = address.split(":")
@@ -72,18 +68,10 @@ export const make = (target: string, address = "127.0.0.1:0"): Effect.Effect<Fau
             },
             proxy: {
               address: `${ownHost}:${(server.address() as { readonly port: number }).port}`,
-              hold: Effect.sync(() => {
-                held = true
-                for (const socket of sockets) socket.pause()
-              }),
-              release: Effect.sync(() => {
-                held = false
-                for (const socket of sockets) socket.resume()
-              }),
-              delay: (by) =>
-                Effect.sync(() => {
-                  millis = by
-                }),
+              hold: set({ requestsHeld: true, answersHeld: true }),
+              holdRequests: set({ requestsHeld: true, answersHeld: false }),
+              release: set({ requestsHeld: false, answersHeld: false }),
+              delay: (millis) => set({ millis }),
               drop: Effect.sync(cut),
               refuse: Effect.sync(() => {
                 refused = true
@@ -99,3 +87,87 @@ export const make = (target: string, address = "127.0.0.1:0"): Effect.Effect<Fau
     }),
     ({ close }) => Effect.sync(close)
   ).pipe(Effect.map(({ proxy }) => proxy))
+
+/** What holds for all connections of a proxy. */
+interface State {
+  requestsHeld: boolean
+  answersHeld: boolean
+  millis: number
+}
+
+/** What waits for its time: bytes, or that the sender sends no more, or is gone. */
+interface Waiting {
+  readonly due: number
+  readonly data: Buffer | "end" | "close"
+}
+
+/** More than this is not taken from the sender before it was passed on. */
+const maxWaiting = 64 * 1024 * 1024
+
+/** One direction of a connection. */
+class Pipe {
+  readonly #from: Socket
+  readonly #to: Socket
+  readonly #state: State
+  readonly #held: "requestsHeld" | "answersHeld"
+  readonly #waiting: Array<Waiting> = []
+  #bytes = 0
+  #timer: NodeJS.Timeout | undefined
+  onClose = () => {}
+
+  constructor(from: Socket, to: Socket, state: State, held: "requestsHeld" | "answersHeld") {
+    this.#from = from
+    this.#to = to
+    this.#state = state
+    this.#held = held
+    from.on("data", (data: Buffer) => this.#take(data))
+    from.on("end", () => this.#take("end"))
+    from.on("error", () => {})
+    // However the sender has gone, what it sent before is on its way.
+    from.on("close", () => this.#take("close"))
+    to.on("drain", () => this.flush())
+    to.on("close", () => {
+      this.#discard()
+      this.onClose()
+    })
+  }
+
+  #take(data: Waiting["data"]) {
+    if (this.#to.destroyed) return
+    const { millis } = this.#state
+    this.#waiting.push({ due: millis === 0 ? 0 : performance.now() + millis, data })
+    this.#bytes += data.length
+    if (this.#bytes > maxWaiting) this.#from.pause()
+    this.flush()
+  }
+
+  #discard() {
+    clearTimeout(this.#timer)
+    this.#waiting.length = 0
+    this.#bytes = 0
+    this.#from.resume()
+  }
+
+  /** Passes on what is due and not held back. */
+  flush() {
+    if (this.#state[this.#held] || this.#to.writableNeedDrain) return
+    const now = performance.now()
+    while (this.#waiting.length > 0 && this.#waiting[0]!.due <= now) {
+      const { data } = this.#waiting.shift()!
+      this.#bytes -= data.length
+      if (data === "end") this.#to.end()
+      else if (data === "close") this.#to.destroySoon()
+      else if (!this.#to.write(data)) break
+    }
+    if (this.#from.isPaused() && this.#bytes <= maxWaiting) this.#from.resume()
+    clearTimeout(this.#timer)
+    if (this.#waiting.length > 0 && !this.#to.writableNeedDrain)
+      this.#timer = setTimeout(() => this.flush(), Math.max(1, this.#waiting[0]!.due - now))
+  }
+
+  cut() {
+    this.#discard()
+    this.#from.destroy()
+    this.#to.destroy()
+  }
+}

@@ -1,3 +1,4 @@
+export * as CassandraCluster from "./CassandraCluster.ts"
 export * as CassandraProcess from "./CassandraProcess.ts"
 export * as CassandraServer from "./CassandraServer.ts"
 export * as CassandraServerError from "./CassandraServerError.ts"

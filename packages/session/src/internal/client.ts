@@ -96,6 +96,28 @@ export class DriverRetries extends ClientMetrics {
   override onWriteTimeoutRetry = () => this.count++
 }
 
+// An interface in the driver's types, a class at run time.
+const { AddressTranslator } = driver.policies.addressResolution as unknown as {
+  readonly AddressTranslator: new () => driver.policies.addressResolution.AddressTranslator
+}
+
+class Addresses extends AddressTranslator {
+  readonly #known: Readonly<Record<string, string>>
+  constructor(known: Readonly<Record<string, string>>) {
+    super()
+    this.#known = known
+  }
+  override translate(address: string, port: number, callback: (endpoint: string) => void) {
+    callback(this.#known[address] ?? `${address}:${port}`)
+  }
+}
+
+/** The nodes tell each other's addresses without ports: theirs is the one of the contact points. */
+const portOf = (contactPoints: ReadonlyArray<string>) => {
+  const ports = new Set(contactPoints.map((point) => /^(?:[^:]*|\[.*\]):(\d+)$/.exec(point)?.[1] ?? "9042"))
+  return ports.size === 1 ? { protocolOptions: { port: Number([...ports][0]) } } : {}
+}
+
 const clientOptions = (
   options: Settings,
   timeout: number,
@@ -105,6 +127,7 @@ const clientOptions = (
   ...(options.secureConnectBundle === undefined
     ? {
         contactPoints: [...options.contactPoints],
+        ...portOf(options.contactPoints),
         localDataCenter: options.localDataCenter
       }
     : { cloud: { secureConnectBundle: options.secureConnectBundle } }),
@@ -119,6 +142,7 @@ const clientOptions = (
   metrics,
   policies: {
     loadBalancing: balancing,
+    ...(options.addresses === undefined ? {} : { addressResolution: new Addresses(options.addresses) }),
     ...(options.speculative === undefined
       ? {}
       : {

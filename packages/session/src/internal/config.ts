@@ -24,6 +24,7 @@ const certificates = Config.schema(
 export const fields = {
   keyspace: Config.String("keyspace"),
   contactPoints: optional(Config.Array(Schema.Trim, "contactPoints")),
+  addresses: optional(Config.Record(Schema.String, Schema.String, "addresses", { trim: true })),
   localDataCenter: optional(Config.String("localDataCenter")),
   replication: optional(Config.Record(Schema.String, Schema.FiniteFromString, "replication", { trim: true })),
   development: optional(Config.Boolean("development")),

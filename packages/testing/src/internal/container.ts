@@ -1,7 +1,7 @@
 import { mkdirSync } from "node:fs"
 import { Effect } from "effect"
 import { CassandraServerError } from "../CassandraServerError.ts"
-import { version, withProgress } from "./localProcess.ts"
+import { version, withProgress } from "./distribution.ts"
 
 const image = `cassandra:${version}`
 

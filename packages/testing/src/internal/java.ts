@@ -3,6 +3,7 @@ import { existsSync, readdirSync } from "node:fs"
 import { delimiter, join } from "node:path"
 import { promisify } from "node:util"
 import { Effect } from "effect"
+import { fail, hasMaven } from "./distribution.ts"
 
 /** A Java that can run Cassandra 5. */
 export interface Java {
@@ -48,4 +49,18 @@ export const findJava = Effect.fnUntraced(function* (env: NodeJS.ProcessEnv) {
     if (version === 17) break
   }
   return { java: found.find(({ version }) => version === 17) ?? found.find(({ version }) => version === 11), found }
+})
+
+/** A Java, and Maven to fetch Cassandra with; or what there is instead. */
+export const requireJava = Effect.gen(function* () {
+  const { found, java } = yield* findJava(process.env)
+  if (java === undefined) {
+    const others = found.map(({ path, version }) => `Java ${version} at ${path}`).join(", ")
+    return yield* fail(
+      `no Java 17 or 11 at JAVA_HOME, on the PATH or in the usual folders${others === "" ? "" : `, only ${others}, which Cassandra 5 does not run on`}`
+    )
+  }
+  if (!(yield* hasMaven))
+    return yield* fail(`there is Java ${java.version} at ${java.path}, but no Maven (mvn) on the PATH`)
+  return java
 })
