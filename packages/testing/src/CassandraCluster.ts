@@ -37,7 +37,7 @@ export interface Node {
   /** SIGCONT. */
   readonly resume: Effect.Effect<void>
   /**
-   * Kills it and puts a node without data in its place, which copies them from the others; these must run. They are repaired
+   * Stops it and puts a node without data in its place, which copies them from the others; these must run. They are repaired
    * before, so that each of them has everything, and all three afterwards.
    */
   readonly replace: Effect.Effect<void, CassandraServerError>
@@ -143,7 +143,9 @@ const make = Effect.fnUntraced(function* (options: Options) {
     })
     const properties = {
       // How long a replaced node is given to be seen as gone.
-      "cassandra.ring_delay_ms": 5000,
+      "cassandra.ring_delay_ms": 4000,
+      // How often the first user is tried to be made until all nodes are there; at 0 it would keep a core busy.
+      "cassandra.superuser_setup_delay_ms": 5000,
       "cassandra.jmx.local.port": jmxPort
     }
     // Any other node may be away when one comes back; at first they are not there to be asked.
@@ -187,7 +189,8 @@ const make = Effect.fnUntraced(function* (options: Options) {
       start,
       stop,
       replace: Effect.gen(function* () {
-        yield* kill
+        // Ended rather than killed, it tells the others.
+        yield* stop
         // What only the old node and one of the others had is now on one node alone, and need not be the one copied from.
         yield* misses(survivors[0]!)
         yield* survivors[0]!.repair("--force")
