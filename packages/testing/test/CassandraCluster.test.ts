@@ -55,7 +55,7 @@ const processesOf = (text: string) =>
   })
 
 const isPossible = await Effect.runPromise(CassandraCluster.isPossible)
-const cluster = CassandraCluster.layer()
+const cluster = CassandraCluster.layer({ jvm: ["-XX:TieredStopAtLevel=1"] })
 
 layer(isPossible ? cluster : (Layer.empty as Layer.Layer<any> as typeof cluster), {
   excludeTestServices: true,
@@ -178,7 +178,7 @@ describe("the nodes of a program that is killed", () => {
         const program = `
           import { Effect, Layer } from "effect"
           import { CassandraCluster } from "@effect-cassandra/testing/CassandraCluster"
-          await Effect.runPromise(Layer.launch(CassandraCluster.layer({ heap: "400M" })))`
+          await Effect.runPromise(Layer.launch(CassandraCluster.layer({ heap: "400M", jvm: ["-XX:TieredStopAtLevel=1"] })))`
         const parent = spawn(
           process.execPath,
           ["--conditions=@effect-cassandra/source", "--input-type=module", "--eval", program],

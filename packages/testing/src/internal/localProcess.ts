@@ -51,6 +51,7 @@ const lock = Effect.fnUntraced(function* (folder: string) {
 export interface ProcessOptions {
   readonly dataDirectory?: string | undefined
   readonly heap?: string | undefined
+  readonly jvm?: ReadonlyArray<string> | undefined
   readonly settings?: Readonly<Record<string, unknown>> | undefined
 }
 
@@ -80,6 +81,7 @@ export const startProcess = Effect.fnUntraced(function* (
       port,
       storagePort: yield* freePort("127.0.0.1"),
       heap: options.heap ?? "1G",
+      jvm: options.jvm ?? [],
       // Kept data must survive a power failure with every write that was acknowledged.
       settings: { commitlog_sync: kept === undefined ? "periodic" : "batch", ...options.settings },
       ready: ready(contactPoint)

@@ -35,6 +35,8 @@ export interface NodeOptions {
   readonly port: number
   readonly storagePort: number
   readonly heap: string
+  /** Further arguments of Java. */
+  readonly jvm: ReadonlyArray<string>
   /** Entries of the cassandra.yaml beside those that a node needs. */
   readonly settings: Readonly<Record<string, unknown>>
   /** Asks the node whether it answers. */
@@ -128,7 +130,7 @@ export const access = [
 ]
 
 /** A server process that can be broken and mended. */
-export interface Node {
+interface Node {
   /** Starts it on its data and its port unless it runs, and waits until it answers. */
   readonly start: (launch: Launch) => Effect.Effect<void, CassandraServerError>
   /** SIGTERM: it writes what it has in memory, and ends. */
@@ -167,6 +169,8 @@ export const makeNode = Effect.fnUntraced(function* (
       "jdk.attach.allowAttachSelf": "true",
       "cassandra.skip_wait_for_gossip_to_settle": 0,
       "cassandra.superuser_setup_delay_ms": 0,
+      // Measured anew at each start otherwise, for a second.
+      "cassandra.memtable.row_overhead_size": 180,
       ...launch.properties
     }).map(([name, value]) => `-D${name}=${value}`)
     const args = [
@@ -175,6 +179,7 @@ export const makeNode = Effect.fnUntraced(function* (
       `-Xmx${heap}`,
       "-XX:+UseG1GC",
       "-Xss256k",
+      ...options.jvm,
       ...access,
       ...properties,
       "-cp",
