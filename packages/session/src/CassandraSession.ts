@@ -29,7 +29,7 @@ export interface Options {
   readonly contactPoints?: ReadonlyArray<string> | undefined
   /**
    * Where nodes are reached whose own addresses are not reachable from here, as through tunnels or proxies:
-   * `{ "10.0.0.1": "127.0.0.1:9043" }`. Contact points are taken as they are.
+   * `{ "10.0.0.1": "127.0.0.1:9043" }`. Contact points are taken as they are. Default: none.
    */
   readonly addresses?: Readonly<Record<string, string>> | undefined
   /** The data centre whose nodes are used. Default: `"datacenter1"`, the name in an unchanged Cassandra. */
