@@ -266,15 +266,83 @@ export const hostStates = (client: driver.Client): ReadonlyArray<HostState> => {
   }))
 }
 
-/** The driver's cache of prepared statements, which it does not export. */
-const { getPrepared } = createRequire(import.meta.url)("cassandra-driver/lib/prepare-handler.js") as {
+// Parts of the driver that it does not export; hence the narrow range of its versions in package.json.
+const require = createRequire(import.meta.url)
+const { getPrepared } = require("cassandra-driver/lib/prepare-handler.js") as {
   readonly getPrepared: (
     client: driver.Client,
     loadBalancing: unknown,
     text: string,
     keyspace: string
-  ) => Promise<{ readonly meta: { readonly partitionKeys?: ReadonlyArray<number>; readonly table?: string } }>
+  ) => Promise<{ readonly meta: PreparedMeta }>
+}
+const { DefaultExecutionOptions } = require("cassandra-driver/lib/execution-options.js") as {
+  readonly DefaultExecutionOptions: new (options: driver.QueryOptions, client: Internals) => ExecutionOptions
+}
+const { ExecuteRequest } = require("cassandra-driver/lib/requests.js") as {
+  readonly ExecuteRequest: new (
+    text: string,
+    id: Buffer,
+    params: Array<unknown>,
+    options: ExecutionOptions,
+    meta: PreparedMeta
+  ) => object
+}
+const { send } = require("cassandra-driver/lib/request-handler.js") as {
+  readonly send: (request: object, options: ExecutionOptions, client: Internals) => Promise<driver.types.ResultSet>
 }
 
+/** What the server said of a prepared statement. */
+export interface PreparedMeta {
+  readonly keyspace?: string
+  readonly table?: string
+  /** Places of the values of the partition key. */
+  readonly partitionKeys?: ReadonlyArray<number>
+}
+
+interface ExecutionOptions {
+  setKeyspace(keyspace: string): void
+  setRoutingIndexes(indexes: ReadonlyArray<number>): void
+}
+
+interface Internals {
+  readonly connected: boolean
+  readonly keyspace: string
+  readonly hosts: { readonly length: number }
+  readonly options: { readonly policies: { readonly loadBalancing: unknown } }
+  readonly metadata: {
+    getPreparedInfo(keyspace: string, text: string): { readonly queryId?: Buffer; readonly meta: PreparedMeta }
+  }
+  readonly controlConnection: {
+    getEncoder(): { setRoutingKeyFromMeta(meta: PreparedMeta, params: Array<unknown>, options: ExecutionOptions): void }
+  }
+}
+
+const internals = (client: driver.Client) => client as unknown as Internals
+
+/** Lets the driver prepare a text, unless it has. */
 export const prepared = (client: driver.Client, text: string) =>
-  getPrepared(client, (client as any).options.policies.loadBalancing, text, client.keyspace)
+  getPrepared(client, internals(client).options.policies.loadBalancing, text, client.keyspace)
+
+/**
+ * As the driver's `execute`, without the chain of promises by which that finds out that a statement is prepared: a seventh
+ * of what a request costs it.
+ */
+export const execute = (
+  client: driver.Client,
+  text: string,
+  params: Array<unknown>,
+  options: driver.QueryOptions
+): Promise<driver.types.ResultSet> => {
+  const self = internals(client)
+  if (options.prepare !== true || !self.connected) return client.execute(text, params, options)
+  const { meta, queryId } = self.metadata.getPreparedInfo(client.keyspace, text)
+  if (queryId === undefined || meta.partitionKeys === undefined) return client.execute(text, params, options)
+  const executionOptions = new DefaultExecutionOptions(options, self)
+  if (meta.keyspace !== undefined) executionOptions.setKeyspace(meta.keyspace)
+  if (self.hosts.length > 1) {
+    executionOptions.setRoutingIndexes(meta.partitionKeys)
+    self.controlConnection.getEncoder().setRoutingKeyFromMeta(meta, params, executionOptions)
+  }
+  return send(new ExecuteRequest(text, queryId, params, executionOptions, meta), executionOptions, self)
+}

@@ -61,7 +61,11 @@ export class SessionMetrics {
     this.#register(
       Metric.histogram("db.client.operation.duration", { description: "Duration of requests in seconds", boundaries }),
       () => ({
-        buckets: [...boundaries.map((bound, i) => [bound, this.#buckets[i]!] as [number, number])],
+        // Cumulative, as Effect's own histograms.
+        buckets: boundaries.map((bound, i): [number, number] => [
+          bound,
+          this.#buckets.slice(0, i + 1).reduce((sum, count) => sum + count, 0)
+        ]),
         count: this.#count,
         min: this.#min,
         max: this.#max,
@@ -77,8 +81,9 @@ export class SessionMetrics {
   /** A request that ended well or badly after some seconds. */
   ended(seconds: number, error: string | undefined): void {
     this.requests++
-    // Cumulative, as Effect's own histograms.
-    for (let i = boundaries.length - 1; i >= 0 && seconds <= boundaries[i]!; i--) this.#buckets[i]!++
+    let i = 0
+    while (i < boundaries.length && seconds > boundaries[i]!) i++
+    if (i < boundaries.length) this.#buckets[i]!++
     if (this.#count === 0 || seconds < this.#min) this.#min = seconds
     if (seconds > this.#max) this.#max = seconds
     this.#count++

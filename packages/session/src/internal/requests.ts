@@ -2,7 +2,7 @@ import driver from "cassandra-driver"
 import { Effect, Latch, Schedule, Tracer } from "effect"
 import { CassandraError, Overloaded, type Reason, SessionClosed } from "../CassandraError.ts"
 import { Admission, Deadlines, Ticket } from "./admission.ts"
-import { type DriverRetries, hostStates, prepared } from "./client.ts"
+import { type DriverRetries, execute, hostStates, prepared } from "./client.ts"
 import { hideValues, toConditionalReason, toReason } from "./driverError.ts"
 import { SessionMetrics } from "./metrics.ts"
 import type { Carriage, Page, Query, Transport } from "./operations.ts"
@@ -182,35 +182,33 @@ export const driverTransport = Effect.fnUntraced(function* (
       if (request.state !== "done") return Effect.sync(() => request.release())
     })
 
-  /** With the tries that an idempotent request has, all within its time. */
+  /** With the tries that an idempotent request has, all within its time, which begins now. */
   const carry = <A, B>(
     run: (client: driver.Client) => Promise<A>,
     onValue: (value: A) => Effect.Effect<B, CassandraError>,
     how: Carriage
   ): Effect.Effect<B, CassandraError> => {
     if (!how.idempotent) return submit(run, onValue, fail, how)
-    return Effect.suspend(() => {
-      const end = performance.now() + how.millis
-      const onReason = (reason: Reason): Effect.Effect<B, CassandraError> => {
-        let last = new CassandraError({ reason })
-        if (!mayPass(last)) return Effect.fail(last)
-        let tries = 0
-        return Effect.suspend(() => {
-          if (tries++ === 0) return Effect.fail(last)
-          metrics.retries++
-          return submit(run, onValue, fail, how, Math.max(1, end - performance.now()))
-        }).pipe(
-          Effect.tapError((error) =>
-            Effect.sync(() => {
-              last = error
-            })
-          ),
-          Effect.retry({ schedule, while: mayPass }),
-          Effect.timeoutOrElse({ duration: Math.max(0, end - performance.now()), orElse: () => Effect.fail(last) })
-        )
-      }
-      return submit(run, onValue, onReason, how)
-    })
+    const end = performance.now() + how.millis
+    const onReason = (reason: Reason): Effect.Effect<B, CassandraError> => {
+      let last = new CassandraError({ reason })
+      if (!mayPass(last)) return Effect.fail(last)
+      let tries = 0
+      return Effect.suspend(() => {
+        if (tries++ === 0) return Effect.fail(last)
+        metrics.retries++
+        return submit(run, onValue, fail, how, Math.max(1, end - performance.now()))
+      }).pipe(
+        Effect.tapError((error) =>
+          Effect.sync(() => {
+            last = error
+          })
+        ),
+        Effect.retry({ schedule, while: mayPass }),
+        Effect.timeoutOrElse({ duration: Math.max(0, end - performance.now()), orElse: () => Effect.fail(last) })
+      )
+    }
+    return submit(run, onValue, onReason, how)
   }
 
   /** A span around a request, where there is a tracer to see it. */
@@ -258,7 +256,7 @@ export const driverTransport = Effect.fnUntraced(function* (
     execute: ({ params, query }, driverOptions, how, onPage) =>
       traced(
         // The driver's types miss what its results have at run time.
-        (client) => client.execute(query, params, driverOptions) as Promise<unknown> as Promise<Page>,
+        (client) => execute(client, query, params, driverOptions) as Promise<unknown> as Promise<Page>,
         how,
         onPage
       ),
@@ -269,10 +267,12 @@ export const driverTransport = Effect.fnUntraced(function* (
         onPage
       ),
     prepare: (text) =>
-      carry(
-        (client) => prepared(client, text),
-        ({ meta }) => Effect.succeed(meta),
-        bare(true)
+      Effect.suspend(() =>
+        carry(
+          (client) => prepared(client, text),
+          ({ meta }) => Effect.succeed(meta),
+          bare(true)
+        )
       ),
     use: (f) => submit(f, Effect.succeed, fail, bare(false)),
     state: () => ({ hosts: hostStates(client), inFlight: admission.inFlight, queued: admission.queued }),
