@@ -4,7 +4,7 @@
 import { Context, Effect, Layer } from "effect"
 import { CassandraError, InvalidStatement } from "./CassandraError.ts"
 import { type Applied, CassandraSession } from "./CassandraSession.ts"
-import { type Carriage, makeOperations, type Page, type Query } from "./internal/operations.ts"
+import { type Carriage, isBatch, makeOperations, type Page, type Query, queriesOf } from "./internal/operations.ts"
 import { withDefaults } from "./internal/options.ts"
 import type { Row } from "./Statement.ts"
 
@@ -67,26 +67,18 @@ export class TestSession extends Context.Service<
             warnings: undefined
           }
         })
-        const recorded = ({ params, query }: Query, { conditional }: Carriage, batch?: number): Recorded => ({
-          text: query,
+        const recorded = ({ params, text }: Query, { conditional }: Carriage, batch?: number): Recorded => ({
+          text,
           params,
           conditional,
           batch
         })
         const session = makeOperations(withDefaults({ keyspace: "test" }), {
-          execute: (query, _options, how, onPage) =>
-            Effect.flatMap(
-              Effect.suspend(() => give(recorded(query, how))),
-              (rows) => onPage(page(rows))
-            ),
-          batch: (_options, how, onPage) =>
-            Effect.flatMap(
-              Effect.suspend(() => {
-                const batch = ++batches
-                return Effect.forEach(how.queries, (query) => give(recorded(query, how, batch)))
-              }),
-              (rows) => onPage(page(rows.find((answers) => answers.length > 0) ?? []))
-            ),
+          send: (how, onPage) =>
+            Effect.suspend(() => {
+              const batch = isBatch(how.query) ? ++batches : undefined
+              return Effect.forEach(queriesOf(how), (query) => give(recorded(query, how, batch)))
+            }).pipe(Effect.flatMap((rows) => onPage(page(rows.find((answers) => answers.length > 0) ?? []), how))),
           prepare: () => Effect.succeed({}),
           use: () =>
             Effect.fail(

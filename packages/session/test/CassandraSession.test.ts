@@ -454,20 +454,18 @@ layer(table.pipe(Layer.provideMerge(TestKeyspace.layer)), { excludeTestServices:
         let fetched = 0
         const session = makeOperations(withDefaults({ keyspace: "k" }), {
           ...({} as Transport),
-          execute: (_query, { pageState }, _how, onPage) => {
+          send: (how, onPage) => {
             fetched++
-            const i = Number(pageState ?? 0)
-            return onPage({
-              rows: pages[i]!.map((n) => ({ n })),
-              pageState: i + 1 < pages.length ? `${i + 1}` : undefined,
-              info: {
-                queriedHost: "",
-                speculativeExecutions: 0,
-                isSchemaInAgreement: true,
-                traceId: undefined,
-                warnings: undefined
-              }
-            })
+            const i = Number(how.driverOptions.pageState ?? 0)
+            const info = {
+              queriedHost: "",
+              speculativeExecutions: 0,
+              isSchemaInAgreement: true,
+              traceId: undefined,
+              warnings: undefined
+            }
+            const pageState = i + 1 < pages.length ? `${i + 1}` : undefined
+            return onPage({ rows: pages[i]!.map((n) => ({ n })), pageState, info }, how)
           }
         })
         const self = cql<{ n: number }>`SELECT n FROM t`

@@ -130,12 +130,12 @@ const minLength = 3
 /** A message of the server without the values and literals of the statements, which it may repeat in part. */
 export const withoutValues = (message: string, queries: ReadonlyArray<Query>): string => {
   const values: Array<string> = []
-  for (const { params, query } of queries) {
+  for (const { params, text } of queries) {
     for (const param of params) collectTexts(param, values)
-    values.push(...literalsOf(query))
+    values.push(...literalsOf(text))
   }
   // What stands in the text itself tells nothing, and is needed to understand the message.
-  const isKnown = (text: string) => queries.some(({ query }) => textInfo(query).redacted.includes(text))
+  const isKnown = (value: string) => queries.some(({ text }) => textInfo(text).redacted.includes(value))
   const secrets = values.filter((value) => value !== "" && !isKnown(value)).toSorted((a, b) => b.length - a.length)
   return secrets
     .reduce((text, secret) => (secret.length < minLength ? text : text.replaceAll(secret, "?")), message)
@@ -150,9 +150,9 @@ export const hideValues = (cause: unknown, queries: ReadonlyArray<Query>): void 
   if (!(cause instanceof Error)) return
   const { message } = cause
   if (cause instanceof Misfit) {
-    for (const { params, query } of queries) {
+    for (const { params, text } of queries) {
       const place = cause.placeIn(params)
-      if (place >= 0) cause.message = `parameter ${place + 1} of "${textInfo(query).redacted}": ${message}`
+      if (place >= 0) cause.message = `parameter ${place + 1} of "${textInfo(text).redacted}": ${message}`
     }
   } else cause.message = withoutValues(message, queries)
   // V8 has put the message into it.

@@ -35,15 +35,16 @@ export interface Page {
 
 /** A text with its values. */
 export interface Query {
-  readonly query: string
-  readonly params: Array<unknown>
+  readonly text: string
+  readonly params: ReadonlyArray<unknown>
 }
 
 /** How a request is to be carried. */
 export interface Carriage {
   /** What its first text says; undefined for what is no statement. */
   readonly info: TextInfo | undefined
-  readonly queries: ReadonlyArray<Query>
+  /** One, or those of a batch. */
+  readonly query: Query | ReadonlyArray<Query>
   /** It has an IF: it is sent once, and a lost answer leaves its outcome unknown. */
   readonly conditional: boolean
   readonly idempotent: boolean
@@ -51,21 +52,25 @@ export interface Carriage {
   readonly millis: number
 }
 
-type OfStatements = Carriage & { readonly info: TextInfo }
+/** A request of a statement, or of a batch. */
+export interface Sending extends Carriage {
+  /** The statement, or the first. */
+  readonly self: Statement<any>
+  readonly info: TextInfo
+  readonly driverOptions: Mutable<driver.QueryOptions>
+}
+
+export const isBatch = (query: Query | ReadonlyArray<Query>): query is ReadonlyArray<Query> =>
+  globalThis.Array.isArray(query)
+
+export const queriesOf = ({ query }: Carriage): ReadonlyArray<Query> => (isBatch(query) ? query : [query])
+
+/** What becomes of a page. It is made once, and not for each request, of which a thousand may be under way. */
+type OnPage<A> = (page: Page, how: Sending) => Effect.Effect<A, CassandraError>
 
 /** Carries requests. */
 export interface Transport {
-  readonly execute: <A>(
-    query: Query,
-    options: driver.QueryOptions,
-    how: OfStatements,
-    onPage: (page: Page) => Effect.Effect<A, CassandraError>
-  ) => Effect.Effect<A, CassandraError>
-  readonly batch: <A>(
-    options: driver.QueryOptions,
-    how: OfStatements,
-    onPage: (page: Page) => Effect.Effect<A, CassandraError>
-  ) => Effect.Effect<A, CassandraError>
+  readonly send: <A>(how: Sending, onPage: OnPage<A>) => Effect.Effect<A, CassandraError>
   /** Lets the server check a text; the places of the values of the partition key, and the table. */
   readonly prepare: (
     text: string
@@ -161,14 +166,14 @@ export const makeOperations = (options: Settings, transport: Transport): Cassand
     }
     const problem = problemOf(settings)
     if (problem !== undefined) return invalid(`${problem}, in "${info.redacted}"`)
-    if (settings.ttl === undefined) return { query: self.text, params: self.params as Array<unknown> }
+    if (settings.ttl === undefined) return self
     const seconds = Option.map(Duration.fromInput(settings.ttl), Duration.toSeconds).pipe(Option.getOrElse(() => NaN))
     const changed =
       Number.isInteger(seconds) && seconds >= 1
         ? withTtl(self.text)
         : `${settings.ttl} is not a whole number of seconds`
     if (typeof changed === "string") return invalid(`no ttl for "${info.redacted}": ${changed}`)
-    return { query: changed.text, params: self.params.toSpliced(changed.index, 0, seconds) }
+    return { text: changed.text, params: self.params.toSpliced(changed.index, 0, seconds) }
   }
 
   /** As the driver wants it. */
@@ -183,7 +188,7 @@ export const makeOperations = (options: Settings, transport: Transport): Cassand
     return driverOptions
   }
 
-  const resolve = (self: Statement<any>, mustHaveIf: boolean) => {
+  const resolve = (self: Statement<any>, mustHaveIf: boolean): Sending | Reason => {
     const settings = settingsOf(self)
     if ("_tag" in settings) return settings
     const info = textInfo(self.text)
@@ -201,71 +206,96 @@ export const makeOperations = (options: Settings, transport: Transport): Cassand
     if (settings.pageSize !== undefined) driverOptions.fetchSize = settings.pageSize
     if (settings.pageState !== undefined) driverOptions.pageState = settings.pageState
     if (settings.trace) driverOptions.traceQuery = true
-    return { driverOptions, how: { info, queries: [query] as const, conditional, idempotent, millis } }
+    return { self, query, info, driverOptions, conditional, idempotent, millis }
   }
 
   const warned = new Set<string>()
 
-  /** What the server says of a request beside its rows. */
-  const heed = <A>(
-    { info, queries }: OfStatements,
-    result: Page,
-    onPage: (page: Page) => Effect.Effect<A, CassandraError>
-  ): Effect.Effect<A, CassandraError> => {
-    const { isSchemaInAgreement, speculativeExecutions, warnings } = result.info
-    if (speculativeExecutions > 0) transport.onSpeculative(speculativeExecutions)
-    if (!isSchemaInAgreement) {
-      const message = `the nodes did not agree on the schema in time after ${info.summary}: one of them is away or slow`
-      return fail(new SchemaDisagreement({ message, cause: undefined }))
+  /** With what the server says beside the rows. */
+  const heeding =
+    <A>(onPage: OnPage<A>): OnPage<A> =>
+    (result, how) => {
+      const { isSchemaInAgreement, speculativeExecutions, warnings } = result.info
+      const { info } = how
+      if (speculativeExecutions > 0) transport.onSpeculative(speculativeExecutions)
+      if (!isSchemaInAgreement) {
+        const message = `the nodes did not agree on the schema in time after ${info.summary}: one of them is away or slow`
+        return fail(new SchemaDisagreement({ message, cause: undefined }))
+      }
+      if (warnings == null || warnings.length === 0 || warned.has(info.redacted)) return onPage(result, how)
+      if (warned.size >= maxWarned) warned.clear()
+      warned.add(info.redacted)
+      const message = `${info.summary}: ${withoutValues(warnings.join(", "), queriesOf(how))}`
+      return Effect.andThen(Effect.logWarning(message), onPage(result, how))
     }
-    if (warnings == null || warnings.length === 0 || warned.has(info.redacted)) return onPage(result)
-    if (warned.size >= maxWarned) warned.clear()
-    warned.add(info.redacted)
-    const message = `${info.summary}: ${withoutValues(warnings.join(", "), queries)}`
-    return Effect.andThen(Effect.logWarning(message), onPage(result))
-  }
 
   const page = <A>(
     self: Statement<any>,
-    mustHaveIf: boolean,
     pageState: string | undefined,
-    onPage: (page: Page) => Effect.Effect<A, CassandraError>
+    onPage: OnPage<A>,
+    mustHaveIf = false
   ): Effect.Effect<A, CassandraError> => {
-    const resolved = resolve(self, mustHaveIf)
-    if ("_tag" in resolved) return fail(resolved)
-    const { driverOptions, how } = resolved
-    if (pageState !== undefined) driverOptions.pageState = pageState
-    return transport.execute(how.queries[0], driverOptions, how, (result) => heed(how, result, onPage))
+    const how = resolve(self, mustHaveIf)
+    if ("_tag" in how) return fail(how)
+    if (pageState !== undefined) how.driverOptions.pageState = pageState
+    return transport.send(how, onPage)
   }
 
-  const execute = <A = Row>(self: Statement<A>): Effect.Effect<ReadonlyArray<A>, CassandraError> =>
-    page(self, false, undefined, (first) => {
-      if (!first.pageState) return rowsOf(self, first)
-      return Effect.gen(function* () {
-        const rows = yield* rowsOf(self, first)
-        for (let state = first.pageState; state; ) {
-          const next: Page = yield* page(self, false, state, Effect.succeed)
-          for (const row of yield* rowsOf(self, next)) rows.push(row)
-          state = next.pageState
-        }
-        return rows
-      })
+  const onRows = heeding((result, { self }) =>
+    Effect.map(rowsOf<any>(self, result), (rows) => ({ rows, pageState: result.pageState ?? undefined }))
+  )
+
+  const onAll = heeding((first, { self }): Effect.Effect<Array<any>, CassandraError> => {
+    if (!first.pageState) return rowsOf<any>(self, first)
+    return Effect.gen(function* () {
+      const rows = yield* rowsOf<any>(self, first)
+      for (let state: string | undefined = first.pageState!; state; ) {
+        const next: { readonly rows: Array<any>; readonly pageState: string | undefined } = yield* page(
+          self,
+          state,
+          onRows
+        )
+        for (const row of next.rows) rows.push(row)
+        state = next.pageState
+      }
+      return rows
     })
+  })
+
+  const execute = <A = Row>(self: Statement<A>): Effect.Effect<ReadonlyArray<A>, CassandraError> =>
+    page(self, undefined, onAll)
 
   const stream = <A = Row>(self: Statement<A>): Stream.Stream<A, CassandraError> =>
     Stream.paginate(undefined as string | undefined, (state) =>
-      page(self, false, state, (result) =>
-        Effect.map(
-          rowsOf(self, result),
-          (rows) => [rows, result.pageState ? Option.some(result.pageState) : Option.none()] as const
-        )
-      )
+      Effect.map(page(self, state, onRows), ({ pageState, rows }) => [rows, Option.fromUndefinedOr(pageState)] as const)
     )
+
+  const onFirst = heeding(
+    (result, { self }): Effect.Effect<Option.Option<any>, CassandraError> =>
+      result.rows?.length || !result.pageState
+        ? Effect.map(rowsOf<any>(self, result), Array.head)
+        : // An empty page, and more follow.
+          Stream.runHead(stream<any>(self))
+  )
+
+  const onRaw = heeding((result, { self }) =>
+    Effect.map(rowsOf<any>(self, result), (rows) => ({
+      rows,
+      pageState: result.pageState ?? undefined,
+      coordinator: result.info.queriedHost,
+      traceId: result.info.traceId?.toString(),
+      warnings: result.info.warnings ?? []
+    }))
+  )
+
+  const onApplied = heeding((result, { self }) => appliedOf<any>(self, result))
+
+  const onDone = heeding(() => Effect.void)
 
   const countPartitions = Effect.fnUntraced(function* (queries: ReadonlyArray<Query>) {
     const partitions = new Set<string>()
-    for (const [i, { params, query }] of queries.entries()) {
-      const { partitionKeys, table } = yield* transport.prepare(query)
+    for (const [i, { params, text }] of queries.entries()) {
+      const { partitionKeys, table } = yield* transport.prepare(text)
       // Without all of the key bound nothing is known of the partition.
       const key = partitionKeys?.length ? partitionKeys.map((place) => String(params[place])) : [i]
       partitions.add(JSON.stringify([table, ...key]))
@@ -277,7 +307,7 @@ export const makeOperations = (options: Settings, transport: Transport): Cassand
     statements: ReadonlyArray<Statement<any>>,
     batchOptions: BatchOptions,
     conditional: boolean,
-    onPage: (page: Page) => Effect.Effect<A, CassandraError>
+    onPage: OnPage<A>
   ): Effect.Effect<A, CassandraError> => {
     const queries: Array<Query> = []
     let settings: BatchOptions = batchOptions
@@ -326,8 +356,8 @@ export const makeOperations = (options: Settings, transport: Transport): Cassand
       operation: "BATCH",
       summary: first.table === undefined ? "BATCH" : `BATCH ${first.table}`
     }
-    const how = { info, queries, conditional, idempotent, millis }
-    const send = transport.batch(driverOptions, how, (result) => heed(how, result, onPage))
+    const self = statements[0]!
+    const send = transport.send({ self, query: queries, info, driverOptions, conditional, idempotent, millis }, onPage)
     if (bytes <= maxBatchSize) return send
     return Effect.flatMap(countPartitions(queries), (partitions) => {
       if (partitions === 1) return send
@@ -340,36 +370,21 @@ export const makeOperations = (options: Settings, transport: Transport): Cassand
     keyspace: options.keyspace,
     execute,
     stream,
-    first: <A = Row>(self: Statement<A>) =>
-      page(self, false, undefined, (result) =>
-        result.rows?.length || !result.pageState
-          ? Effect.map(rowsOf(self, result), Array.head)
-          : // An empty page, and more follow.
-            Stream.runHead(stream(self))
-      ),
+    first: (self) => page(self, undefined, onFirst),
     one: <A = Row>(self: Statement<A>) =>
       Effect.flatMap(Stream.runCollect(Stream.take(stream(self), 2)), (rows) => {
         if (rows.length === 1) return Effect.succeed(rows[0]!)
         const message = `${rows.length === 0 ? "no row" : "several rows"} where one was expected: ${textInfo(self.text).redacted}`
         return fail(new UnexpectedRows({ message, rows: rows.length, cause: undefined }))
       }),
-    raw: <A = Row>(self: Statement<A>) =>
-      page(self, false, undefined, (result) =>
-        Effect.map(rowsOf(self, result), (rows) => ({
-          rows,
-          pageState: result.pageState ?? undefined,
-          coordinator: result.info.queriedHost,
-          traceId: result.info.traceId?.toString(),
-          warnings: result.info.warnings ?? []
-        }))
-      ),
-    applied: (self) => page(self, true, undefined, (result) => appliedOf(self, result)),
+    raw: (self) => page(self, undefined, onRaw),
+    applied: (self) => page(self, undefined, onApplied, true),
     batch: (statements, batchOptions = {}) =>
-      statements.length === 0 ? Effect.void : batch(statements, batchOptions, false, () => Effect.void),
+      statements.length === 0 ? Effect.void : batch(statements, batchOptions, false, onDone),
     appliedBatch: (statements, batchOptions = {}) =>
       statements.length === 0
-        ? fail(new InvalidStatement({ message: "a conditional batch without statements", cause: undefined }))
-        : batch(statements, batchOptions, true, (result) => appliedOf(statements[0]!, result)),
+        ? fail(invalid("a conditional batch without statements"))
+        : batch(statements, batchOptions, true, onApplied),
     prepare: (text, statementOptions) =>
       Effect.as(transport.prepare(text), (...params) => statement(text, params, statementOptions)),
     createTables: Effect.fnUntraced(function* (statements) {

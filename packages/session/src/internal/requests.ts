@@ -1,13 +1,13 @@
 import driver from "cassandra-driver"
-import { Effect, Latch, Schedule, Tracer } from "effect"
+import { Effect, Fiber, Latch, Schedule, Tracer } from "effect"
 import { CassandraError, Overloaded, type Reason, SessionClosed } from "../CassandraError.ts"
 import { Admission, Deadlines, Ticket } from "./admission.ts"
 import { type DriverRetries, execute, hostStates, prepared } from "./client.ts"
 import { hideValues, toConditionalReason, toReason } from "./driverError.ts"
 import { SessionMetrics } from "./metrics.ts"
-import type { Carriage, Page, Query, Transport } from "./operations.ts"
+import { type Carriage, isBatch, type Page, type Query, queriesOf, type Sending, type Transport } from "./operations.ts"
 import { millisOf, type Settings } from "./options.ts"
-import { type TextInfo, textInfo } from "./text.ts"
+import { textInfo } from "./text.ts"
 
 const fail = (reason: Reason) => Effect.fail(new CassandraError({ reason }))
 
@@ -28,54 +28,54 @@ interface Requests {
  * One request of the driver. It cannot be cancelled there: one that is interrupted or timed out goes on unheard, and its
  * place is free.
  */
-class Request<A, B> extends Ticket {
+class Request<A, B, How extends Carriage> extends Ticket {
   readonly #requests: Requests
-  readonly #run: (client: driver.Client) => Promise<A>
-  readonly #onValue: (value: A) => Effect.Effect<B, CassandraError>
-  readonly #onReason: (reason: Reason) => Effect.Effect<B, CassandraError>
-  readonly #how: Carriage
+  readonly how: How
+  readonly run: (client: driver.Client, how: How) => Promise<A>
+  readonly onValue: (value: A, how: How) => Effect.Effect<B, CassandraError>
+  readonly #onReason: (reason: Reason, request: Request<A, B, How>) => Effect.Effect<B, CassandraError>
   readonly #resume: (effect: Effect.Effect<B, CassandraError>) => void
-  readonly #begin = performance.now()
+  readonly begin = performance.now()
   #timer: NodeJS.Timeout | undefined
 
   constructor(
     requests: Requests,
-    run: (client: driver.Client) => Promise<A>,
-    onValue: (value: A) => Effect.Effect<B, CassandraError>,
-    onReason: (reason: Reason) => Effect.Effect<B, CassandraError>,
-    how: Carriage,
+    how: How,
+    run: (client: driver.Client, how: How) => Promise<A>,
+    onValue: (value: A, how: How) => Effect.Effect<B, CassandraError>,
+    onReason: (reason: Reason, request: Request<A, B, How>) => Effect.Effect<B, CassandraError>,
     resume: (effect: Effect.Effect<B, CassandraError>) => void
   ) {
     super()
     this.#requests = requests
-    this.#run = run
-    this.#onValue = onValue
+    this.how = how
+    this.run = run
+    this.onValue = onValue
     this.#onReason = onReason
-    this.#how = how
     this.#resume = resume
   }
 
   submit(millis: number): void {
     const { admission, deadlines, metrics, timeout } = this.#requests
-    if (millis === timeout) deadlines.add(this, this.#begin)
+    if (millis === timeout) deadlines.add(this, this.begin)
     else this.#timer = setTimeout(() => this.expire(), millis)
     if (admission.submit(this)) return
     this.release()
     metrics.failed("Overloaded")
     const message = `${admission.inFlight} requests are under way and ${admission.queued} wait: try later, or raise maxInFlight or maxQueued`
-    this.#resume(this.#onReason(new Overloaded({ message, cause: undefined })))
+    this.#resume(this.#onReason(new Overloaded({ message, cause: undefined }), this))
   }
 
   override start(): void {
     let promise: Promise<A>
     try {
-      promise = this.#run(this.#requests.client)
+      promise = this.run(this.#requests.client, this.how)
     } catch (cause) {
       promise = Promise.reject(cause)
     }
     promise.then(
       (value) => {
-        if (this.state === "running") this.#finish(this.#onValue(value), undefined)
+        if (this.state === "running") this.#finish(this.onValue(value, this.how), undefined)
       },
       (cause) => this.#fail(cause)
     )
@@ -83,11 +83,11 @@ class Request<A, B> extends Ticket {
 
   override expire(): void {
     const { admission } = this.#requests
-    const elapsed = Math.round(performance.now() - this.#begin)
+    const elapsed = Math.round(performance.now() - this.begin)
     if (this.state === "waiting") {
       const message = `its turn did not come within ${elapsed} ms: ${admission.inFlight} requests are under way and ${admission.queued} wait (maxInFlight, maxQueued)`
       const reason = new Overloaded({ message, cause: undefined })
-      this.#finish(this.#onReason(reason), reason)
+      this.#finish(this.#onReason(reason, this), reason)
     } else this.#fail(new driver.errors.OperationTimedOutError(`no answer within ${elapsed} ms`))
   }
 
@@ -100,16 +100,16 @@ class Request<A, B> extends Ticket {
 
   #fail(cause: unknown): void {
     if (this.state !== "running") return
-    hideValues(cause, this.#how.queries)
-    const reason = this.#how.conditional ? toConditionalReason(cause) : toReason(cause)
-    this.#finish(this.#onReason(reason), reason)
+    hideValues(cause, queriesOf(this.how))
+    const reason = this.how.conditional ? toConditionalReason(cause) : toReason(cause)
+    this.#finish(this.#onReason(reason, this), reason)
   }
 
   #finish(result: Effect.Effect<B, CassandraError>, error: Reason | undefined): void {
     const { metrics, slow } = this.#requests
-    const { info } = this.#how
+    const { info } = this.how
     this.release()
-    const elapsed = performance.now() - this.#begin
+    const elapsed = performance.now() - this.begin
     metrics.ended(elapsed / 1000, error?._tag)
     this.#resume(
       elapsed < slow || info === undefined
@@ -168,113 +168,111 @@ export const driverTransport = Effect.fnUntraced(function* (
     })
   )
 
-  const submit = <A, B>(
-    run: (client: driver.Client) => Promise<A>,
-    onValue: (value: A) => Effect.Effect<B, CassandraError>,
-    onReason: (reason: Reason) => Effect.Effect<B, CassandraError>,
-    how: Carriage,
-    millis = how.millis
-  ): Effect.Effect<B, CassandraError> =>
-    Effect.callback<B, CassandraError>((resume) => {
-      if (closed) return resume(fail(new SessionClosed({ message: "the session is closed", cause: undefined })))
-      const request = new Request(requests, run, onValue, onReason, how, resume)
-      request.submit(millis)
-      if (request.state !== "done") return Effect.sync(() => request.release())
-    })
-
-  /** With the tries that an idempotent request has, all within its time, which begins now. */
-  const carry = <A, B>(
-    run: (client: driver.Client) => Promise<A>,
-    onValue: (value: A) => Effect.Effect<B, CassandraError>,
-    how: Carriage
-  ): Effect.Effect<B, CassandraError> => {
-    if (!how.idempotent) return submit(run, onValue, fail, how)
-    const end = performance.now() + how.millis
-    const onReason = (reason: Reason): Effect.Effect<B, CassandraError> => {
-      let last = new CassandraError({ reason })
-      if (!mayPass(last)) return Effect.fail(last)
-      let tries = 0
-      return Effect.suspend(() => {
-        if (tries++ === 0) return Effect.fail(last)
-        metrics.retries++
-        return submit(run, onValue, fail, how, Math.max(1, end - performance.now()))
-      }).pipe(
-        Effect.tapError((error) =>
-          Effect.sync(() => {
-            last = error
-          })
-        ),
-        Effect.retry({ schedule, while: mayPass }),
-        Effect.timeoutOrElse({ duration: Math.max(0, end - performance.now()), orElse: () => Effect.fail(last) })
-      )
+  /** Sends a request, and gives what ends it when its fiber is interrupted. */
+  const start = <A, B, How extends Carriage>(
+    how: How,
+    run: (client: driver.Client, how: How) => Promise<A>,
+    onValue: (value: A, how: How) => Effect.Effect<B, CassandraError>,
+    onReason: (reason: Reason, request: Request<A, B, How>) => Effect.Effect<B, CassandraError>,
+    resume: (effect: Effect.Effect<B, CassandraError>) => void,
+    millis: number
+  ): Effect.Effect<void> | undefined => {
+    if (closed) {
+      resume(fail(new SessionClosed({ message: "the session is closed", cause: undefined })))
+      return
     }
-    return submit(run, onValue, onReason, how)
+    const request = new Request(requests, how, run, onValue, onReason, resume)
+    request.submit(millis)
+    return request.state === "done" ? undefined : Effect.sync(() => request.release())
   }
 
-  /** A span around a request, where there is a tracer to see it. */
-  const traced = <B>(
-    run: (client: driver.Client) => Promise<Page>,
-    how: Carriage & { readonly info: TextInfo },
-    onPage: (page: Page) => Effect.Effect<B, CassandraError>
+  const submit = <A, B, How extends Carriage>(
+    how: How,
+    run: (client: driver.Client, how: How) => Promise<A>,
+    onValue: (value: A, how: How) => Effect.Effect<B, CassandraError>,
+    onReason: (reason: Reason, request: Request<A, B, How>) => Effect.Effect<B, CassandraError> = fail,
+    millis = how.millis
   ): Effect.Effect<B, CassandraError> =>
-    Effect.withFiber((fiber) => {
-      if (fiber.getRef(Tracer.Tracer) === Tracer.nativeTracer) return carry(run, onPage, how)
-      const { operation, summary, table } = how.info
-      const attributes = {
-        "db.system.name": "cassandra",
-        "db.namespace": options.keyspace,
-        "db.operation.name": operation,
-        "db.query.summary": summary,
-        "db.query.text": [...new Set(how.queries.map(({ query }) => textInfo(query).redacted))].join("; "),
-        ...(table === undefined ? {} : { "db.collection.name": table })
+    Effect.callback<B, CassandraError>((resume) => start(how, run, onValue, onReason, resume, millis))
+
+  /** The tries that an idempotent request has after its first one, within its time. */
+  const again = <A, B, How extends Carriage>(
+    reason: Reason,
+    { begin, how, onValue, run }: Request<A, B, How>
+  ): Effect.Effect<B, CassandraError> => {
+    let last = new CassandraError({ reason })
+    if (!mayPass(last)) return Effect.fail(last)
+    const left = () => begin + how.millis - performance.now()
+    let tries = 0
+    return Effect.suspend(() => {
+      if (tries++ === 0) return Effect.fail(last)
+      metrics.retries++
+      return submit(how, run, onValue, fail, Math.max(1, left()))
+    }).pipe(
+      Effect.tapError((error) =>
+        Effect.sync(() => {
+          last = error
+        })
+      ),
+      Effect.retry({ schedule, while: mayPass }),
+      Effect.timeoutOrElse({ duration: Math.max(0, left()), orElse: () => Effect.fail(last) })
+    )
+  }
+
+  const run = (client: driver.Client, { driverOptions, query }: Sending): Promise<Page> => {
+    const params = ({ params }: Query) => params as Array<unknown>
+    const result: Promise<unknown> = isBatch(query)
+      ? client.batch(
+          query.map((one) => ({ query: one.text, params: params(one) })),
+          driverOptions
+        )
+      : execute(client, query.text, params(query), driverOptions)
+    // The driver's types miss what its results have at run time.
+    return result as Promise<Page>
+  }
+
+  const traced = <B>(how: Sending, onPage: (page: Page, how: Sending) => Effect.Effect<B, CassandraError>) => {
+    const { operation, summary, table } = how.info
+    const attributes = {
+      "db.system.name": "cassandra",
+      "db.namespace": options.keyspace,
+      "db.operation.name": operation,
+      "db.query.summary": summary,
+      "db.query.text": [...new Set(queriesOf(how).map(({ text }) => textInfo(text).redacted))].join("; "),
+      ...(table === undefined ? {} : { "db.collection.name": table })
+    }
+    return Effect.useSpan(summary, { kind: "client", attributes }, (span) => {
+      const onValue = (page: Page, how: Sending) => {
+        const [, address, port] = /^(.*):(\d+)$/.exec(page.info.queriedHost) ?? []
+        span.attribute("server.address", address ?? page.info.queriedHost)
+        if (port !== undefined) span.attribute("server.port", Number(port))
+        span.attribute("db.response.returned_rows", page.rows?.length ?? 0)
+        return onPage(page, how)
       }
-      return Effect.useSpan(summary, { kind: "client", attributes }, (span) =>
-        carry(
-          run,
-          (page) => {
-            const [, address, port] = /^(.*):(\d+)$/.exec(page.info.queriedHost) ?? []
-            span.attribute("server.address", address ?? page.info.queriedHost)
-            if (port !== undefined) span.attribute("server.port", Number(port))
-            span.attribute("db.response.returned_rows", page.rows?.length ?? 0)
-            return onPage(page)
-          },
-          how
-        ).pipe(Effect.tapError((error) => Effect.sync(() => span.attribute("error.type", error.reason._tag))))
+      return submit(how, run, onValue, how.idempotent ? again : fail).pipe(
+        Effect.tapError((error) => Effect.sync(() => span.attribute("error.type", error.reason._tag)))
       )
     })
+  }
 
   /** Of what is no statement. */
-  const bare = (idempotent: boolean): Carriage => ({
-    info: undefined,
-    queries: [],
-    conditional: false,
-    idempotent,
-    millis: timeout
-  })
+  const bare: Carriage = { info: undefined, query: [], conditional: false, idempotent: false, millis: timeout }
 
   const transport: Transport = {
-    execute: ({ params, query }, driverOptions, how, onPage) =>
-      traced(
-        // The driver's types miss what its results have at run time.
-        (client) => execute(client, query, params, driverOptions) as Promise<unknown> as Promise<Page>,
-        how,
-        onPage
-      ),
-    batch: (driverOptions, how, onPage) =>
-      traced(
-        (client) => client.batch(how.queries as Array<Query>, driverOptions) as Promise<unknown> as Promise<Page>,
-        how,
-        onPage
-      ),
+    send: (how, onPage) =>
+      Effect.callback((resume) => {
+        // A span, where there is a tracer to see it.
+        if (Fiber.getCurrent()?.getRef(Tracer.Tracer) !== Tracer.nativeTracer) return resume(traced(how, onPage))
+        return start(how, run, onPage, how.idempotent ? again : fail, resume, how.millis)
+      }),
     prepare: (text) =>
-      Effect.suspend(() =>
-        carry(
-          (client) => prepared(client, text),
-          ({ meta }) => Effect.succeed(meta),
-          bare(true)
-        )
+      submit(
+        bare,
+        (client) => prepared(client, text),
+        ({ meta }) => Effect.succeed(meta),
+        again
       ),
-    use: (f) => submit(f, Effect.succeed, fail, bare(false)),
+    use: (f) => submit(bare, f, Effect.succeed),
     state: () => ({ hosts: hostStates(client), inFlight: admission.inFlight, queued: admission.queued }),
     onSpeculative: (count) => {
       metrics.speculative += count
