@@ -59,7 +59,8 @@ layer(hasJava ? server : (Layer.empty as Layer.Layer<any> as typeof server), {
   test(
     "a broken connection: a read is tried again, a write is not, a conditional write has an unknown outcome",
     Effect.gen(function* () {
-      const { proxy, session } = yield* proxied()
+      // Until the time-out of the request, however long a busy machine takes to connect again.
+      const { proxy, session } = yield* proxied({ retry: Schedule.spaced("100 millis") })
       const broken = <A>(effect: Effect.Effect<A, CassandraError>) =>
         Effect.gen(function* () {
           // Prepared on the new connection, so that what breaks is its execution.

@@ -293,7 +293,7 @@ const { send } = require("cassandra-driver/lib/request-handler.js") as {
 }
 
 /** What the server said of a prepared statement. */
-export interface PreparedMeta {
+interface PreparedMeta {
   readonly keyspace?: string
   readonly table?: string
   /** Places of the values of the partition key. */
