@@ -6,7 +6,7 @@ import { fileURLToPath } from "node:url"
 import { assert, describe, it, layer } from "@effect/vitest"
 import * as CassandraSession from "@effect-cassandra/session/CassandraSession"
 import { cql, withOptions } from "@effect-cassandra/session/Statement"
-import { Effect, Layer, Schedule, type Scope } from "effect"
+import { Duration, Effect, Layer, Metric, Schedule, type Scope } from "effect"
 import { CassandraCluster } from "../src/CassandraCluster.ts"
 
 const until = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
@@ -117,6 +117,36 @@ layer(isPossible ? cluster : (Layer.empty as Layer.Layer<any> as typeof cluster)
       yield* proxies[0].accept
       yield* proxies[2].refuse
       assert.strictEqual(yield* until(coordinator(session)), addresses[0])
+    })
+  )
+
+  test(
+    "one that is slow holds up no read of a session that is speculative, and still its writes",
+    Effect.gen(function* () {
+      const { network } = yield* CassandraCluster
+      const { connection, proxies } = yield* network
+      const session = yield* open({
+        ...connection,
+        consistency: "LOCAL_ONE",
+        speculative: { delay: "100 millis", max: 2 }
+      })
+      const write = session.execute(cql`INSERT INTO items (k, v) VALUES (1, 'x')`)
+      const slowest = (effect: Effect.Effect<unknown, unknown>) =>
+        Effect.map(
+          Effect.forEach(Array.from({ length: 20 }), () => Effect.map(Effect.timed(effect), ([time]) => time)),
+          (times) => Math.max(...times.map(Duration.toMillis))
+        )
+      // Prepared on each node.
+      yield* slowest(Effect.andThen(write, coordinator(session)))
+      yield* proxies[0].delay(5000)
+      assert.isBelow(yield* slowest(coordinator(session)), 5000)
+      const counted = (yield* Metric.snapshot).filter(({ id }) => id === "cassandra.speculative_executions")
+      assert.isAbove(Math.max(...counted.map(({ state }) => Number("count" in state ? state.count : 0))), 0)
+      // A write may not be sent twice by itself.
+      const [time] = yield* Effect.timed(
+        Effect.forEach(Array.from({ length: 20 }), () => Effect.ignore(write), { concurrency: 20 })
+      )
+      assert.isAtLeast(Duration.toMillis(time), 5000)
     })
   )
 
