@@ -21,10 +21,14 @@ const look = (beat: number): Promise<Place> =>
     const end = (place: Place) => {
       if (over) return
       over = true
-      session.post("Debugger.disable", () => {
+      const finish = () => {
+        clearTimeout(timer)
         session.disconnect()
         resolve(place)
-      })
+      }
+      // The answer may be lost with what the main thread does meanwhile, and the watch must go on.
+      const timer = setTimeout(finish, 1000)
+      session.post("Debugger.disable", finish)
     }
     session.connectToMainThread()
     const files = new Map<string, string>()
