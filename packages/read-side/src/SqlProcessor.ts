@@ -75,7 +75,8 @@ export const make = <
         : Effect.andThen(
             sql`CREATE TABLE IF NOT EXISTS ${sql(table)} (
               processor VARCHAR(200) NOT NULL, entity_type VARCHAR(200) NOT NULL, shard INT NOT NULL,
-              epoch BIGINT NOT NULL, last_offset BIGINT NOT NULL, PRIMARY KEY (processor, entity_type, shard))`,
+              epoch BIGINT NOT NULL, last_offset BIGINT NOT NULL, change_id VARCHAR(36) NOT NULL,
+              PRIMARY KEY (processor, entity_type, shard))`,
             Effect.andThen(
               definition.prepare ?? Effect.void,
               Effect.sync(() => prepared.add(sql))
@@ -99,20 +100,18 @@ export const make = <
 
     /** Moves the offset on from where this process left it; the transaction fails if another has moved it. */
     const store = Effect.fnUntraced(function* (next: Reached) {
+      const change = crypto.randomUUID()
+      const values = { epoch: next.epoch, last_offset: next.offset, change_id: change }
       if (stored === undefined) {
-        const row = { processor, entity_type: entityType, shard, epoch: next.epoch, last_offset: next.offset }
-        yield* sql`INSERT INTO ${sql(table)} ${sql.insert(row)}`
+        yield* sql`INSERT INTO ${sql(table)} ${sql.insert({ processor, entity_type: entityType, shard, ...values })}`
         return
       }
       const { epoch, offset } = stored
       const current = sql.and([key, sql`epoch = ${epoch}`, sql`last_offset = ${offset}`])
-      yield* sql`UPDATE ${sql(table)} SET epoch = ${next.epoch}, last_offset = ${next.offset} WHERE ${current}`
-      // How many rows a statement changed is told by each database in its own way; what stands there is not.
-      const [row] = yield* sql<{ epoch: number | bigint; last_offset: number | bigint }>`
-        SELECT epoch, last_offset FROM ${sql(table)} WHERE ${key}`
-      if (Number(row?.epoch) !== next.epoch || Number(row?.last_offset) !== next.offset) {
-        return yield* Effect.fail(new Outrun())
-      }
+      yield* sql`UPDATE ${sql(table)} SET ${sql.update(values)} WHERE ${current}`
+      // How many rows a statement changed is told by each database in its own way; whose change stands there is not.
+      const [row] = yield* sql<{ change_id: string }>`SELECT change_id FROM ${sql(table)} WHERE ${key}`
+      if (row?.change_id !== change) return yield* Effect.fail(new Outrun())
     })
 
     /** Some events and the offset of the last one, all or nothing. */
