@@ -55,13 +55,12 @@ const deposit = (entityType: string, entityId: string, count = 1) =>
   Effect.gen(function* () {
     const journal = yield* Journal
     const key = `${entityType} ${entityId}`
-    const { sequence, validThrough } = positions.get(key) ?? (yield* journal.load({ entityType, entityId }))
+    const expected = positions.get(key) ?? (yield* journal.load({ entityType, entityId }))
     const payload = { cents: 1, at: now(), note }
     const position = yield* journal.append({
       entityType,
       entityId,
-      sequence,
-      validThrough,
+      expected,
       events: Array.from({ length: count }, () => ({ type: "Deposited", payload }))
     })
     positions.set(key, position)
@@ -133,7 +132,10 @@ if (values.writer !== undefined) {
       yield* Effect.map(deposit("Far", "account-0"), (sequence) => print("account-0", sequence, now()))
       console.log("end")
       yield* Effect.sleep(5000)
-    }).pipe(Effect.provide(Journal.layer()), Effect.provide(sessionOf({ contactPoints: [contactPoint] }, keyspace)))
+    }).pipe(
+      Effect.provide(Journal.layer({ shards: 10 })),
+      Effect.provide(sessionOf({ contactPoints: [contactPoint] }, keyspace))
+    )
   )
   process.exit(0)
 }
@@ -208,7 +210,10 @@ const lagBetweenTwo = Effect.gen(function* () {
   yield* Fiber.interrupt(looking)
   console.log(`lag between two processes, 500 events/s: ${describe(lags)}`)
   console.log(`the first event after ${values.idle} idle seconds:   ${afterIdle[0]?.toFixed(0)} ms`)
-}).pipe(Effect.provide(ReadSide.layer([view("far", "Far")])), Effect.provide(Layer.fresh(Journal.layer())))
+}).pipe(
+  Effect.provide(ReadSide.layer([view("far", "Far")])),
+  Effect.provide(Layer.fresh(Journal.layer({ shards: 10 })))
+)
 
 /** Fills the logs of an entity type. */
 const fill = (entityType: string, count: number) =>
@@ -313,7 +318,7 @@ const idleCost = Effect.gen(function* () {
     yield* Effect.sleep(seconds * 1000)
   }).pipe(
     Effect.provide(ReadSide.layer([view("idle-1", "Near"), view("idle-2", "Near")])),
-    Effect.provide(Layer.fresh(Journal.layer())),
+    Effect.provide(Layer.fresh(Journal.layer({ shards: 10 }))),
     Effect.provide(Layer.fresh(counting(counts)))
   )
   const a = (kind: string) => ((counts.get(kind) ?? 0) / seconds).toFixed(1)
@@ -337,7 +342,7 @@ const tenProcessors = Effect.gen(function* () {
         }
       }).pipe(
         Effect.provide(ReadSide.layer(names.map((name) => nothing(name, "Filled")))),
-        Effect.provide(Layer.fresh(Journal.layer())),
+        Effect.provide(Layer.fresh(Journal.layer({ shards: 10 }))),
         Effect.provide(Layer.fresh(counting(counts)))
       )
       return counts.get("blocks") ?? 0
@@ -368,7 +373,9 @@ const Session = Layer.unwrap(
 
 await Effect.runPromise(
   program.pipe(
-    Effect.provide(Journal.layer().pipe(Layer.provideMerge(Session), Layer.provideMerge(CassandraServer.layer())))
+    Effect.provide(
+      Journal.layer({ shards: 10 }).pipe(Layer.provideMerge(Session), Layer.provideMerge(CassandraServer.layer()))
+    )
   )
 )
 process.exit(0)

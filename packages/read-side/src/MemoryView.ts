@@ -3,12 +3,11 @@
  * process that has one keeps it whole, so it is for what fits, and is asked often.
  */
 import type { EventSchema } from "@effect-cassandra/journal/EventCodec"
-import { type EventEnvelope, Journal } from "@effect-cassandra/journal/Journal"
+import { type EventEnvelope, Journal, type LogPosition } from "@effect-cassandra/journal/Journal"
 import { Cause, Context, Duration, Effect, Latch, Layer, PubSub, Result, Schedule, Stream } from "effect"
 import { makeDecode } from "./internal/events.ts"
 import { handlerFailure, journalFailure } from "./internal/failures.ts"
 import { validName } from "./internal/sink.ts"
-import type { LogPosition } from "./ReadSide.ts"
 import { NotProjected, ReadSideError } from "./ReadSideError.ts"
 
 /** What to follow, and how an event changes the view. */

@@ -56,6 +56,9 @@ export interface Processor<out R = never> {
 /** Of a type of event, those that have a handler; the others only move the offset. */
 export type Handlers<Event extends { readonly _tag: string }, A> = {
   readonly [Tag in Event["_tag"]]?: (event: Extract<Event, { readonly _tag: Tag }>, envelope: EventEnvelope) => A
+} & {
+  /** The payloads of the entity's events up to a sequence number were deleted: what a view has of them should go, too. */
+  readonly $deleted?: (event: { readonly through: number }, envelope: EventEnvelope) => A
 }
 
 /** What the Effects of some handlers need. */

@@ -88,12 +88,12 @@ export const store = Effect.fnUntraced(function* (
   events: ReadonlyArray<Given>
 ) {
   const journal = yield* Journal
-  for (const { entityId, entityType, payload, type, version } of envelopes(
+  for (const { entityId, entityType, metadata, payload, type, version } of envelopes(
     processor.entityTypes[0]!,
     processor.events,
     events
   )) {
-    yield* journal.append({ entityType, entityId, expected: "any", events: [{ type, payload, version }] })
+    yield* journal.append({ entityType, entityId, expected: "any", metadata, events: [{ type, version, payload }] })
   }
 })
 
@@ -122,7 +122,7 @@ export const runToEnd = Effect.fnUntraced(function* <R>(
       epoch: startOf(control, entityType, shard).epoch
     })
     const start = yield* startAt({ journal, offsets }, place, sink, control)
-    const { epoch } = start
+    const { epoch, logEpoch } = start
     let { offset, stamp } = start
     yield* journal.currentEvents(entityType, shard, offset).pipe(
       Stream.mapError(journalFailure),
@@ -134,7 +134,7 @@ export const runToEnd = Effect.fnUntraced(function* <R>(
           return failure === undefined ? Effect.void : Effect.fail(failure.error)
         })
       ),
-      Effect.ensuring(Effect.suspend(() => Effect.ignore(offsets.save(place, { epoch, logEpoch: 1, offset, stamp }))))
+      Effect.ensuring(Effect.suspend(() => Effect.ignore(offsets.save(place, { epoch, logEpoch, offset, stamp }))))
     )
   }, Effect.scoped)
   yield* Effect.forEach(

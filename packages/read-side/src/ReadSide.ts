@@ -5,7 +5,7 @@
  * two processes at once, leaves the same rows, and the offset is stored only after them. Several processes share the shards
  * of all processors by leases in Cassandra; requests are durable, hold for all processes, and the last one wins.
  */
-import type { Journal } from "@effect-cassandra/journal/Journal"
+import type { Journal, LogPosition } from "@effect-cassandra/journal/Journal"
 import type { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { Config, Context, type Duration, Effect, Layer } from "effect"
 import { makeEngine } from "./internal/engine.ts"
@@ -91,13 +91,6 @@ export type Parked = ParkedEvent
 export interface ParkedEntity {
   readonly entityType: string
   readonly entityId: string
-}
-
-/** A place in the log of a shard, as the journal gives it for what it has stored. */
-export interface LogPosition {
-  readonly entityType: string
-  readonly shard: number
-  readonly offset: number
 }
 
 /** Where to go on: at the first event, after an offset, or with the first event at a time or later. */

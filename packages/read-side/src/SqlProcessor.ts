@@ -143,11 +143,20 @@ export const make = <
 
     const handle = (events: ReadonlyArray<EventEnvelope>, retried: boolean): Effect.Effect<Outcome> =>
       Effect.gen(function* () {
+        const last = events.at(-1)!.offset
+        const there = !retried && stored?.epoch === current ? stored.offset : 0
+        // Another process may have been here.
+        if (there >= last) return { done: last, written: 0 }
+        if (there >= events[0]!.offset)
+          return yield* handle(
+            events.filter(({ offset }) => offset > there),
+            retried
+          )
         const before = events[0]!.offset - 1
         const { at, exit } = yield* transact(events, retried)
         if (Exit.isSuccess(exit)) {
-          if (!retried) stored = { epoch: current, offset: events.at(-1)!.offset }
-          return { done: events.at(-1)!.offset, written: exit.value }
+          if (!retried) stored = { epoch: current, offset: last }
+          return { done: last, written: exit.value }
         }
         if (Exit.hasInterrupts(exit)) return yield* Effect.interrupt
         // The events before the one that failed are stored without it.
@@ -159,15 +168,7 @@ export const make = <
         // Where the view stands now is asked before the next try.
         const again = yield* Effect.result(reached)
         const now = Result.isSuccess(again) ? again.success : undefined
-        if (now !== undefined && now.epoch === current && now.offset >= events.at(-1)!.offset) {
-          return { done: events.at(-1)!.offset, written: 0 }
-        }
-        if (now !== undefined && now.epoch === current && now.offset > before) {
-          return yield* handle(
-            events.filter(({ offset }) => offset > now.offset),
-            retried
-          )
-        }
+        if (!retried && now?.epoch === current && now.offset > before) return yield* handle(events, retried)
         return { done: before, written: 0, failure: { error: sqlFailure(causeOf(exit)), event: undefined } }
       })
 

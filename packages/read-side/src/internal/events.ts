@@ -9,8 +9,8 @@ import { ReadSideError, UndecodableEvent } from "../ReadSideError.ts"
 /** The events that a stored one is today: mostly one, none where it is passed over. */
 export type Decode<Event> = (envelope: EventEnvelope) => Result.Result<ReadonlyArray<Event>, ReadSideError>
 
-/** Events of the journal itself begin with it; they are passed over, except where a handler is named so. */
-const isSystem = (type: string): boolean => type.startsWith("$")
+/** Of the journal's own events, which are passed over, the one that a processor may have a handler for. */
+const deletedType = "$deleted"
 
 const none = Result.succeed([])
 
@@ -23,16 +23,21 @@ export const makeDecode = <const Event extends EventSchema>(
   const known = makeEventCodec(events).types
   const wanted = types ?? known
   for (const type of wanted) {
-    if (!known.includes(type)) {
+    if (type !== deletedType && !known.includes(type)) {
       throw new Error(
         `processor "${processor}" has a handler for ${type}, which is not among its events: ${known.join(", ")}`
       )
     }
   }
-  const codec = makeEventCodec(events, { only: wanted })
+  const codec = makeEventCodec(events, { only: wanted.filter((type) => type !== deletedType) })
   return (envelope) => {
     const { deleted, entityId, entityType, offset, payload, sequence, shard, type, version } = envelope
-    if (deleted || isSystem(type)) return none
+    if (type.startsWith("$")) {
+      return type === deletedType && wanted.includes(type)
+        ? Result.succeed([{ _tag: type, ...(payload as object) }])
+        : none
+    }
+    if (deleted) return none
     const decoded = codec.decode(type, payload, version)
     if (Result.isSuccess(decoded)) return Result.succeed(decoded.success)
     const message = `event ${sequence} of ${entityType} "${entityId}" is a ${type}, for processor "${processor}": ${decoded.failure}`

@@ -3,7 +3,7 @@
  */
 import type { EventEnvelope, Journal } from "@effect-cassandra/journal/Journal"
 import type { JournalError } from "@effect-cassandra/journal/JournalError"
-import { type Context, Effect, Exit, Fiber, Option, Stream } from "effect"
+import { type Array as Arr, type Context, Effect, Exit, Fiber, type Pull, Scope, Stream } from "effect"
 
 type Events = ReadonlyArray<EventEnvelope>
 
@@ -19,6 +19,13 @@ interface Waiting {
   fiber: Fiber.Fiber<unknown> | undefined
 }
 
+/** A stream of the log that is open, and how far it has come. */
+interface Open {
+  readonly after: number
+  readonly pull: Pull.Pull<Arr.NonEmptyReadonlyArray<EventEnvelope>, JournalError>
+  readonly scope: Scope.Closeable
+}
+
 /** Events kept for processors that come a little later. */
 const keptEvents = 10_000
 
@@ -31,6 +38,7 @@ export class LogReader {
   readonly #shard: number
   readonly #pages: Array<Page> = []
   #kept = 0
+  #open: Open | undefined
   readonly #waiting = new Map<number, Waiting>()
 
   constructor(journal: Journal["Service"], entityType: string, shard: number, services: Context.Context<never>) {
@@ -66,19 +74,39 @@ export class LogReader {
   }
 
   #read(after: number, waiting: Waiting) {
-    return this.#journal.events(this.#entityType, this.#shard, after).pipe(
-      Stream.chunks,
-      Stream.runHead,
-      Effect.map((page): Events => Option.getOrElse(page, () => [])),
+    return Effect.suspend(() => {
+      const open = this.#open?.after === after ? this.#open : undefined
+      this.#open = undefined
+      return open === undefined ? this.#begin(after) : Effect.succeed(open)
+    }).pipe(
+      Effect.flatMap((open) =>
+        open.pull.pipe(
+          Effect.tap((events) => {
+            const left = this.#open
+            this.#open = { ...open, after: events.at(-1)!.offset }
+            return left === undefined ? Effect.void : Scope.close(left.scope, Exit.void)
+          }),
+          Effect.onError(() => Scope.close(open.scope, Exit.void))
+        )
+      ),
       Effect.withTracerEnabled(false),
       Effect.onExit((exit) =>
         Effect.sync(() => {
           if (this.#waiting.get(after) === waiting) this.#waiting.delete(after)
-          if (Exit.isSuccess(exit) && exit.value.length > 0) this.#keep(after, exit.value)
-          for (const resume of waiting.resumes) resume(exit)
+          if (Exit.isSuccess(exit)) this.#keep(after, exit.value)
+          for (const resume of waiting.resumes) resume(exit as Exit.Exit<Events, JournalError>)
         })
       ),
       Effect.ignoreCause
+    )
+  }
+
+  /** Opens the log after an offset; the next page begins where the last one ended, without looking for the place anew. */
+  #begin(after: number) {
+    const scope = Scope.makeUnsafe()
+    return Stream.toPull(this.#journal.events(this.#entityType, this.#shard, after)).pipe(
+      Scope.provide(scope),
+      Effect.map((pull): Open => ({ after, pull, scope }))
     )
   }
 

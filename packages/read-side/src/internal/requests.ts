@@ -1,12 +1,12 @@
 /**
  * What operators and readers ask of the read side. It works from every process, whoever runs the processors.
  */
-import { Journal } from "@effect-cassandra/journal/Journal"
+import { Journal, type LogPosition } from "@effect-cassandra/journal/Journal"
 import type { CassandraError } from "@effect-cassandra/session/CassandraError"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { identifier, make } from "@effect-cassandra/session/Statement"
 import { Clock, Duration, Effect, Option, Stream } from "effect"
-import type { LogPosition, ParkedEntity, ReadSide, RewindTarget, Shard, Status } from "../ReadSide.ts"
+import type { ParkedEntity, ReadSide, RewindTarget, Shard, Status } from "../ReadSide.ts"
 import { NotProjected, ReadSideError, RequestRefused, Unknown } from "../ReadSideError.ts"
 import { makeCluster, type Registration, type View, type Work } from "./cluster.ts"
 import { type Control, desiredOf, initial, type Target, withActive, withDesired, withStart } from "./control.ts"

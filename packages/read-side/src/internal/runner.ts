@@ -118,12 +118,17 @@ export const startAt = Effect.fnUntraced(function* (
   const { entityType, processor, shard } = place
   const start = startOf(control, entityType, shard)
   const stored = yield* Effect.mapError(offsets.load(place), storeFailure)
+  const logEpoch = yield* Effect.mapError(journal.epoch(entityType), journalFailure)
   const reached = later(sink.reached === undefined ? undefined : yield* sink.reached, stored)
   if (reached !== undefined && reached.epoch > start.epoch) {
     return yield* fail(new RequestRefused({ message: `a request for processor "${processor}" is not known here yet` }))
   }
   const head = yield* Effect.mapError(journal.head(entityType, shard), journalFailure)
   const resumed = reached !== undefined && reached.epoch === start.epoch
+  if (resumed && stored !== undefined && stored.logEpoch !== logEpoch) {
+    const message = `the log of ${entityType} was restored from an older copy since processor "${processor}" stored offset ${stored.offset} of shard ${shard}: rewind the processor with truncate, or give it a new version`
+    return yield* fail(new DataLost({ processor, entityType, shard, message }))
+  }
   const offset = resumed ? reached.offset : yield* resolveTarget(journal, entityType, shard, start.to)
   if (offset > head) {
     const message = resumed
@@ -133,6 +138,7 @@ export const startAt = Effect.fnUntraced(function* (
   }
   return {
     epoch: start.epoch,
+    logEpoch,
     offset,
     stamp: resumed ? (stored?.stamp ?? 0) : 0,
     stored: resumed ? (stored?.offset ?? -1) : -1
@@ -143,8 +149,8 @@ export const startAt = Effect.fnUntraced(function* (
 const linksOf = (events: ReadonlyArray<EventEnvelope>): ReadonlyArray<Tracer.SpanLink> => {
   const seen = new Set<string>()
   for (const event of events) {
-    const traceparent = (event as { readonly metadata?: { readonly traceparent?: unknown } }).metadata?.traceparent
-    if (typeof traceparent === "string") seen.add(traceparent)
+    const { traceparent } = event.metadata
+    if (traceparent !== undefined) seen.add(traceparent)
     if (seen.size >= maxLinks) break
   }
   return [...seen].flatMap((traceparent) =>
@@ -349,6 +355,7 @@ export const run = <R>(
     })
     const start = yield* startAt(surroundings, place, sink, control)
     progress.epoch = start.epoch
+    progress.logEpoch = start.logEpoch
     progress.offset = start.offset
     progress.stamp = start.stamp
     progress.storedOffset = start.stored
