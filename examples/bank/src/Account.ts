@@ -1,4 +1,4 @@
-import { Decision, PersistentEntity } from "@effect-cassandra/entity"
+import { Decision, PersistentEntity, ReadOnly } from "@effect-cassandra/entity"
 import { Schema } from "effect"
 import { Rpc } from "effect/rpc"
 
@@ -9,8 +9,11 @@ export const AccountId = Schema.String.check(Schema.isPattern(/^[\w-]{1,64}$/))
 
 // Events: what happened. They are stored for ever.
 export const Opened = Schema.TaggedStruct("Opened", { owner: Schema.String })
-export const Deposited = Schema.TaggedStruct("Deposited", { cents: Cents, balance: Schema.Int })
-export const Withdrawn = Schema.TaggedStruct("Withdrawn", { cents: Cents, balance: Schema.Int })
+const moved = { cents: Cents, balance: Schema.Int, transfer: Schema.optionalKey(Schema.String) }
+export const Deposited = Schema.TaggedStruct("Deposited", moved)
+export const Withdrawn = Schema.TaggedStruct("Withdrawn", moved)
+/** Money that left by a transfer has arrived, or has come back. */
+const Settled = Schema.TaggedStruct("Settled", { transfer: Schema.String })
 export const Closed = Schema.TaggedStruct("Closed", {})
 
 // Errors: why a command is refused. The status is that of the HTTP response.
@@ -39,26 +42,40 @@ export class BalanceNotZero extends Schema.TaggedError<BalanceNotZero>()(
   { message: Schema.String, balance: Schema.Int },
   { httpApiStatus: 422 }
 ) {}
+export class TransfersPending extends Schema.TaggedError<TransfersPending>()(
+  "TransfersPending",
+  { message: Schema.String },
+  { httpApiStatus: 409 }
+) {}
 
 const NotOpen = Schema.Union([AccountUnknown, AccountClosed])
 
 const State = Schema.Struct({
   status: Schema.Literals(["unknown", "open", "closed"]),
   owner: Schema.String,
-  balance: Schema.Int
+  balance: Schema.Int,
+  /** Cents that have left, and may come back, by transfer. */
+  outgoing: Schema.Record(Schema.String, Schema.Int)
 })
+
+const Transferred = { transfer: Schema.String, cents: Cents }
 
 /** A bank account: consistent within itself, asked by its id only. */
 export const Account = PersistentEntity.make("Account", {
   state: State,
-  initialState: { status: "unknown", owner: "", balance: 0 },
-  events: [Opened, Deposited, Withdrawn, Closed],
+  initialState: { status: "unknown", owner: "", balance: 0, outgoing: {} },
+  events: [Opened, Deposited, Withdrawn, Settled, Closed],
   commands: [
     Rpc.make("Open", { payload: { owner: Schema.NonEmptyString }, error: AccountExists }),
     Rpc.make("Deposit", { payload: { cents: Cents }, success: Schema.Int, error: NotOpen }),
     Rpc.make("Withdraw", { payload: { cents: Cents }, success: Schema.Int, error: Schema.Union([NotOpen, Overdraft]) }),
-    Rpc.make("Close", { error: Schema.Union([NotOpen, BalanceNotZero]) }),
-    Rpc.make("Balance", { success: Schema.Int, error: NotOpen })
+    Rpc.make("Close", { error: Schema.Union([NotOpen, BalanceNotZero, TransfersPending]) }),
+    ReadOnly.fresh(Rpc.make("Balance", { success: Schema.Int, error: NotOpen })),
+    // What a transfer asks for.
+    Rpc.make("Send", { payload: Transferred, success: Schema.Int, error: Schema.Union([NotOpen, Overdraft]) }),
+    Rpc.make("Receive", { payload: Transferred, success: Schema.Int, error: NotOpen }),
+    Rpc.make("Settle", { payload: { transfer: Schema.String } }),
+    Rpc.make("TakeBack", { payload: { transfer: Schema.String } })
   ]
 })
 
@@ -69,6 +86,9 @@ const notOpen = (account: typeof State.Type) =>
       : new AccountUnknown({ message: "there is no such account" })
   )
 
+const overdraft = (cents: number, balance: number) =>
+  Decision.reject(new Overdraft({ message: `${dollars(cents)} is more than the ${dollars(balance)} there`, balance }))
+
 const dollars = (cents: number) => `$${(cents / 100).toFixed(2)}`
 
 /** What an account does. */
@@ -76,10 +96,19 @@ export const behavior = Account.behavior({
   apply: (account, event) => {
     switch (event._tag) {
       case "Opened":
-        return { status: "open", owner: event.owner, balance: 0 }
+        return { ...account, status: "open", owner: event.owner }
       case "Deposited":
-      case "Withdrawn":
         return { ...account, balance: event.balance }
+      case "Withdrawn": {
+        const { balance, cents, transfer } = event
+        return transfer === undefined
+          ? { ...account, balance }
+          : { ...account, balance, outgoing: { ...account.outgoing, [transfer]: cents } }
+      }
+      case "Settled": {
+        const { [event.transfer]: _, ...outgoing } = account.outgoing
+        return { ...account, outgoing }
+      }
       case "Closed":
         return { ...account, status: "closed" }
     }
@@ -100,19 +129,49 @@ export const behavior = Account.behavior({
       const { balance } = account
       return cents <= balance
         ? Decision.persist(Withdrawn.make({ cents, balance: balance - cents }), (after) => after.balance)
-        : Decision.reject(
-            new Overdraft({ message: `${dollars(cents)} is more than the ${dollars(balance)} there`, balance })
-          )
+        : overdraft(cents, balance)
     },
 
     Close: (account) => {
       if (account.status !== "open") return notOpen(account)
-      const { balance } = account
-      return balance === 0
+      const { balance, outgoing } = account
+      if (balance !== 0) {
+        return Decision.reject(new BalanceNotZero({ message: `${dollars(balance)} must be withdrawn first`, balance }))
+      }
+      // Their money may come back.
+      return Object.keys(outgoing).length === 0
         ? Decision.persist(Closed.make({}))
-        : Decision.reject(new BalanceNotZero({ message: `${dollars(balance)} must be withdrawn first`, balance }))
+        : Decision.reject(new TransfersPending({ message: "a transfer from the account is under way" }))
     },
 
-    Balance: (account) => (account.status === "open" ? Decision.reply(account.balance) : notOpen(account))
+    Balance: (account) => (account.status === "open" ? Decision.reply(account.balance) : notOpen(account)),
+
+    Send: (account, { cents, transfer }) => {
+      if (account.status !== "open") return notOpen(account)
+      const { balance } = account
+      return cents <= balance
+        ? Decision.persist(Withdrawn.make({ cents, balance: balance - cents, transfer }), (after) => after.balance)
+        : overdraft(cents, balance)
+    },
+
+    Receive: (account, { cents, transfer }) =>
+      account.status === "open"
+        ? Decision.persist(
+            Deposited.make({ cents, balance: account.balance + cents, transfer }),
+            ({ balance }) => balance
+          )
+        : notOpen(account),
+
+    Settle: ({ outgoing }, { transfer }) =>
+      Decision.persist(outgoing[transfer] === undefined ? [] : [Settled.make({ transfer })]),
+
+    TakeBack: ({ balance, outgoing }, { transfer }) => {
+      const cents = outgoing[transfer]
+      return Decision.persist(
+        cents === undefined
+          ? []
+          : [Deposited.make({ cents, balance: balance + cents, transfer }), Settled.make({ transfer })]
+      )
+    }
   }
 })

@@ -1,6 +1,16 @@
 import { Schema } from "effect"
 import { HttpApi, HttpApiEndpoint, HttpApiGroup, HttpApiMiddleware, OpenApi } from "effect/http-api"
-import { AccountClosed, AccountExists, AccountId, AccountUnknown, BalanceNotZero, Cents, Overdraft } from "./Account.ts"
+import {
+  AccountClosed,
+  AccountExists,
+  AccountId,
+  AccountUnknown,
+  BalanceNotZero,
+  Cents,
+  Overdraft,
+  TransfersPending
+} from "./Account.ts"
+import { TransferExists, TransferUnknown } from "./Transfer.ts"
 
 /** The bank could not do it now; the message says whether it may have been done. */
 export class BankUnavailable extends Schema.TaggedError<BankUnavailable>()(
@@ -46,10 +56,38 @@ const Accounts = HttpApiGroup.make("accounts")
       success: Balance,
       error: [...always, Overdraft]
     }),
-    HttpApiEndpoint.delete("close", "/accounts/:account", { params, error: [...always, BalanceNotZero] }),
+    HttpApiEndpoint.delete("close", "/accounts/:account", {
+      params,
+      error: [...always, BalanceNotZero, TransfersPending]
+    }),
     HttpApiEndpoint.get("balance", "/accounts/:account", { params, success: Balance, error: always })
   )
   .annotateMerge(OpenApi.annotations({ description: "Commands and questions to one account: always up to date" }))
+
+const Transfers = HttpApiGroup.make("transfers")
+  .add(
+    HttpApiEndpoint.put("start", "/transfers/:transfer", {
+      params: { transfer: AccountId },
+      payload: Schema.Struct({ from: AccountId, to: AccountId, cents: Cents }),
+      success: Schema.Struct({ transfer: Schema.String }),
+      error: [TransferExists, BankUnavailable]
+    }),
+    HttpApiEndpoint.get("show", "/transfers/:transfer", {
+      params: { transfer: AccountId },
+      success: Schema.Struct({
+        transfer: Schema.String,
+        status: Schema.String,
+        from: Schema.String,
+        to: Schema.String,
+        cents: Schema.Int,
+        reason: Schema.String
+      }),
+      error: [TransferUnknown, BankUnavailable]
+    })
+  )
+  .annotateMerge(
+    OpenApi.annotations({ description: "Money from one account to another: all of it arrives or comes back" })
+  )
 
 const Views = HttpApiGroup.make("views")
   .add(
@@ -80,6 +118,7 @@ const Views = HttpApiGroup.make("views")
 
 export class BankApi extends HttpApi.make("bank")
   .add(Accounts)
+  .add(Transfers)
   .add(Views)
   .middleware(Validation)
   .annotateMerge(OpenApi.annotations({ title: "Bank", description: "Accounts, with money in cents" })) {}

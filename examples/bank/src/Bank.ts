@@ -9,18 +9,17 @@ import { HttpRouter } from "effect/http"
 import { HttpApiBuilder, HttpApiMiddleware, HttpApiScalar } from "effect/http-api"
 import { Account, behavior } from "./Account.ts"
 import { BankApi, BankUnavailable, MalformedRequest, Validation } from "./Api.ts"
+import { Transfer, behavior as transferBehavior } from "./Transfer.ts"
 import { AccountStatement, AccountsOfOwner, accountsOf, statementOf } from "./Views.ts"
 
-/** What the bank's callers hear of Effect.catchTag("EntityError", unavailable)s that are not theirs; the details go to the log. */
+/** What the bank's callers hear of failures that are not theirs; the details go to the log. */
 const unavailable = (error: EntityError | CassandraError) =>
   Effect.andThen(
     Effect.logError(error),
     Effect.fail(
       new BankUnavailable({
         message:
-          error._tag === "EntityError" &&
-          error.reason._tag === "JournalFailure" &&
-          error.reason.cause.reason._tag === "OutcomeUnknown"
+          error._tag === "EntityError" && error.maybeStored
             ? "it is not known whether this was done: ask for the balance before trying again"
             : "the bank cannot do this now, and has not done it: try again later"
       })
@@ -63,6 +62,25 @@ const AccountsLive = HttpApiBuilder.group(
   })
 )
 
+const TransfersLive = HttpApiBuilder.group(
+  BankApi,
+  "transfers",
+  Effect.fn(function* (handlers) {
+    const transfers = yield* Transfer
+    return handlers.handleAll({
+      start: ({ params: { transfer }, payload }) =>
+        transfers(transfer).Start(payload).pipe(Effect.as({ transfer }), Effect.catchTag("EntityError", unavailable)),
+      show: ({ params: { transfer } }) =>
+        transfers(transfer)
+          .Show()
+          .pipe(
+            Effect.map((state) => ({ transfer, ...state })),
+            Effect.catchTag("EntityError", unavailable)
+          )
+    })
+  })
+)
+
 const ViewsLive = HttpApiBuilder.group(
   BankApi,
   "views",
@@ -81,14 +99,17 @@ const ValidationLive = HttpApiMiddleware.layerSchemaErrorTransform(Validation, (
   Effect.fail(error.kind.startsWith("Response") ? error : new MalformedRequest({ message: error.cause.message }))
 )
 
-/** The bank without its HTTP server: accounts and views, in the keyspace of a session. */
-const BankLive = Layer.mergeAll(Account.layer(behavior), ReadSide.layer([AccountsOfOwner, AccountStatement])).pipe(
-  Layer.provideMerge(Journal.layer())
+const EntitiesLive = Transfer.layer(transferBehavior).pipe(Layer.provideMerge(Account.layer(behavior)))
+
+/** The bank without its HTTP server: accounts, transfers and views, in the keyspace of a session. */
+const BankLive = Layer.mergeAll(EntitiesLive, ReadSide.layer([AccountsOfOwner, AccountStatement])).pipe(
+  // So many events may an account get between the crash of a process and the transfers that the next one takes up.
+  Layer.provideMerge(Journal.layer({ commandWindow: { events: 1000 } }))
 )
 
 const Routes = Layer.mergeAll(
   HttpApiBuilder.layer(BankApi, { openapiPath: "/openapi.json" }).pipe(
-    Layer.provide([AccountsLive, ViewsLive]),
+    Layer.provide([AccountsLive, TransfersLive, ViewsLive]),
     Layer.provide(ValidationLive)
   ),
   HttpApiScalar.layer(BankApi, { path: "/docs" })

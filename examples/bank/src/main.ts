@@ -28,6 +28,9 @@ The bank is open at ${url}. Its API is described at ${url}/docs. In another term
   curl ${url}/accounts/ada-1
   curl ${url}/accounts/ada-1/statement
   curl ${url}/owners/ada/accounts
+  curl -X PUT  ${url}/accounts/bob-1 -H 'content-type: application/json' -d '{"owner":"bob"}'
+  curl -X PUT  ${url}/transfers/t-1 -H 'content-type: application/json' -d '{"from":"ada-1","to":"bob-1","cents":5000}'
+  curl ${url}/transfers/t-1
 
 Ctrl-C closes it; the accounts are kept.`)
 })

@@ -49,6 +49,18 @@ export class EntitiesClosed extends Schema.TaggedError<EntitiesClosed>()("Entiti
   stored: Stored
 }) {}
 
+/** The id of the command was given to another command of the entity before, or to the same one with another payload. */
+export class CommandIdReused extends Schema.TaggedError<CommandIdReused>()("CommandIdReused", {
+  ...Command,
+  commandId: Schema.String
+}) {}
+
+/** The command was carried out before, and its first answer no longer fits the schemas of the command. */
+export class UndecodableAnswer extends Schema.TaggedError<UndecodableAnswer>()("UndecodableAnswer", {
+  ...Command,
+  commandId: Schema.String
+}) {}
+
 /** The journal could not do its part; its reason says whether the events may have been stored. */
 export class JournalFailure extends Schema.TaggedError<JournalFailure>()("JournalFailure", {
   ...Entity,
@@ -64,6 +76,8 @@ export const Reason = Schema.Union([
   CommandTimeout,
   RecoveryTimeout,
   EntitiesClosed,
+  CommandIdReused,
+  UndecodableAnswer,
   JournalFailure
 ])
 

@@ -1,16 +1,18 @@
 /**
  * Event-sourced entities: a command reaches an entity by its id, its events are stored, its state is their fold.
  */
-import type { EventSchema } from "@effect-cassandra/journal/EventCodec"
-import { Journal } from "@effect-cassandra/journal/Journal"
+import { type EventSchema, make as makeEventCodec } from "@effect-cassandra/journal/EventCodec"
+import { Journal, type LogPosition } from "@effect-cassandra/journal/Journal"
 import { Clock, Config, Context, type Duration, Effect, Layer, Schedule, type Schema, type Scope, Tracer } from "effect"
 import type { Rpc } from "effect/rpc"
 import type * as Decision from "./Decision.ts"
 import type { EntityError } from "./EntityError.ts"
+import { CurrentCommandIds, CurrentPlace, type Place } from "./internal/command.ts"
 import { Entities as Running } from "./internal/entities.ts"
 import { EntityMetrics } from "./internal/metrics.ts"
 import { checkDefinition, makeModel } from "./internal/model.ts"
 import { config as optionsConfig, settings as settingsOf } from "./internal/options.ts"
+import { Reactions, type Environment as ReactionsEnvironment } from "./internal/reactions.ts"
 import type { ReadOnly } from "./ReadOnly.ts"
 
 /** A schema of an entity's state; no services are needed to encode it. */
@@ -41,6 +43,32 @@ export type Handlers<State, Event extends EventSchema, Command extends Rpc.Any, 
   ) => DecisionOf<State, Event, C> | Effect.Effect<DecisionOf<State, Event, C>, Rpc.Error<C>, R>
 }
 
+/** Where an event comes from that leads to something. */
+export interface ReactionSource<Command extends Rpc.Any> {
+  readonly entityId: string
+  readonly sequence: number
+  /** When the event was stored. */
+  readonly at: Date
+  /** The commands of the entity that stored it. */
+  readonly self: Client<Command>
+}
+
+/**
+ * What an event leads to. It is done at least once: after a crash, or an `EntityError`, it begins again. Commands in it
+ * have ids made of the event and the command's name, so that each is carried out once by the entity that gets it; a second
+ * command of the same name to the same entity needs `withCommandId`.
+ */
+export type Reaction<Event, Command extends Rpc.Any, R> = (
+  event: Event,
+  source: ReactionSource<Command>
+) => Effect.Effect<unknown, EntityError, R>
+
+/** What is to happen some time after an event was stored, also when the process ends meanwhile. */
+export interface Timer<Event, Command extends Rpc.Any, R> {
+  readonly after: Duration.Input | ((event: Event) => Duration.Input)
+  readonly run: Reaction<Event, Command, R>
+}
+
 /** What an entity does: how an event changes the state, and what a command leads to. */
 export interface Behavior<State, Event extends EventSchema, Command extends Rpc.Any, R = never> {
   /** The state after an event. A pure function: it is run again whenever the entity is loaded. */
@@ -48,6 +76,18 @@ export interface Behavior<State, Event extends EventSchema, Command extends Rpc.
   readonly commands: Handlers<State, Event, Command, R>
   /** Runs when an entity has come into memory, before its first command. */
   readonly recovered?: ((state: State, entityId: string) => Effect.Effect<void, never, R>) | undefined
+  /** What events lead to: commands to other entities, or to the same one. Those of one entity are done in their order. */
+  readonly reactions?:
+    | {
+        readonly [E in Event["Type"] as E["_tag"]]?: Reaction<E, Command, R>
+      }
+    | undefined
+  /** What is to happen some time after events. */
+  readonly timers?:
+    | {
+        readonly [E in Event["Type"] as E["_tag"]]?: Timer<E, Command, R>
+      }
+    | undefined
 }
 
 /** The commands of one entity as functions. */
@@ -182,6 +222,36 @@ export const make = <
   }) as PersistentEntity<Type, State, Event, Command>
 }
 
+/**
+ * Gives the commands in an effect an id. A command whose id the entity has seen, within the journal's `commandWindow`, is
+ * not carried out again: it stores nothing and gets the first answer, be it a reply or a rejection. For one command: a
+ * second one of the same entity, or another payload, fails with `CommandIdReused`.
+ *
+ * **Example**
+ *
+ * ```ts
+ * account.Deposit({ cents: 100 }).pipe(PersistentEntity.withCommandId(request.id), Effect.retry({ times: 3 }))
+ * ```
+ */
+export const withCommandId =
+  (id: string) =>
+  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    Effect.provideService(effect, CurrentCommandIds, { of: () => id, strict: true })
+
+/**
+ * Gives, beside the result of a command, the place in the log up to where everything is that the answer rests on, its own
+ * events included: what a view must have reached to show it.
+ */
+export const withPosition = <A, E, R>(command: Effect.Effect<A, E, R>): Effect.Effect<[A, LogPosition], E, R> =>
+  Effect.suspend(() => {
+    const place: Place = { last: undefined }
+    return Effect.flatMap(Effect.provideService(command, CurrentPlace, place), (value) =>
+      place.last === undefined
+        ? Effect.die(new Error("withPosition was given an effect without a command"))
+        : Effect.succeed([value, place.last] as [A, LogPosition])
+    )
+  })
+
 /** Runs entities until the scope ends. */
 const run = Effect.fnUntraced(function* <State, Event extends EventSchema, Command extends Rpc.AnyWithProps, R>(
   entityType: string,
@@ -194,15 +264,20 @@ const run = Effect.fnUntraced(function* <State, Event extends EventSchema, Comma
   const settings = yield* settingsOf(entityType, options)
   const model = makeModel(entityType, definition, behavior)
   const context = yield* Effect.context<never>()
+  // Not under the span in which the layer was built; and the commands that a handler gives have no ids of his command.
+  const services = Context.omit(Tracer.ParentSpan)(context).pipe(
+    Context.add(CurrentCommandIds, undefined),
+    Context.add(CurrentPlace, undefined)
+  ) as Context.Context<never>
+  const clock = yield* Clock.Clock
   const metrics = new EntityMetrics(context, entityType, () => entities.active)
   const entities: Running<State> = new Running<State>({
     model,
     settings,
     journal,
     metrics,
-    clock: yield* Clock.Clock,
-    // Not under the span in which the layer was built.
-    services: Context.omit(Tracer.ParentSpan)(context) as Context.Context<never>,
+    clock,
+    services,
     scope,
     recovered: behavior.recovered
   })
@@ -230,7 +305,19 @@ const run = Effect.fnUntraced(function* <State, Event extends EventSchema, Comma
       }
     })
   }
-  return Object.assign((entityId: string) => new EntityClient(entityId) as unknown as Client<Command>, {
+  const clients = Object.assign((entityId: string) => new EntityClient(entityId) as unknown as Client<Command>, {
     passivate: entities.stop
   })
+
+  const reactions = (behavior.reactions ?? {}) as ReactionsEnvironment["reactions"]
+  const timers = (behavior.timers ?? {}) as ReactionsEnvironment["timers"]
+  const only = Object.keys({ ...reactions, ...timers })
+  if (only.length > 0) {
+    const events = makeEventCodec(definition.events as ReadonlyArray<EventSchema>, { only })
+    const environment = { entityType, events, journal, metrics, clock, services, reactions, timers, clients }
+    for (let shard = 0; shard < journal.shards; shard++) {
+      yield* Effect.forkIn(new Reactions(environment, shard).run, scope)
+    }
+  }
+  return clients
 })

@@ -171,7 +171,7 @@ describe("read-only commands", () => {
     Effect.gen(function* () {
       const { journal } = yield* Watched
       const events = [{ type: "Added", payload: { amount: -5 } }]
-      yield* journal.append({ entityType: "Counter", entityId: "a", expected: 0, events })
+      yield* journal.append({ entityType: "Counter", entityId: "a", expected: "none", events })
       const counter = (yield* Counter)("a")
       assert.deepInclude(yield* Effect.flip(counter.LookPositive()), { _tag: "Negative", total: -5 })
       assert.strictEqual(yield* counter.Peek(), -5)

@@ -1,4 +1,5 @@
 import type { Context, Effect, Exit, Fiber, Tracer } from "effect"
+import type { CommandIds, Place } from "./command.ts"
 import type { Instance } from "./instance.ts"
 import type { Command } from "./model.ts"
 
@@ -15,6 +16,8 @@ export class Ask<State> {
   /** Events that it stored. */
   stored = 0
   span: Tracer.Span | undefined
+  ids: CommandIds | undefined
+  place: Place | undefined
   readonly begin = performance.now()
   /** Milliseconds of the clock. */
   readonly since: number

@@ -1,10 +1,12 @@
 /**
  * The entities of one type in this process: commands take turns at each, are decided, stored and answered.
  */
-import type { Journal } from "@effect-cassandra/journal/Journal"
+import type { StoredEvent } from "@effect-cassandra/journal/EventCodec"
+import type { Append, Journal, LogPosition } from "@effect-cassandra/journal/Journal"
 import type { JournalError } from "@effect-cassandra/journal/JournalError"
-import { Cause, type Clock, type Context, Effect, Exit, Fiber, Latch, type Scope, Semaphore, Tracer } from "effect"
+import { Cause, type Clock, Context, Effect, Exit, Fiber, Latch, type Scope, Semaphore, Tracer } from "effect"
 import {
+  CommandIdReused,
   CommandTimeout,
   EntitiesClosed,
   EntityError,
@@ -13,9 +15,11 @@ import {
   MalformedCommand,
   type Reason,
   RecoveryTimeout,
-  TooManyConflicts
+  TooManyConflicts,
+  UndecodableAnswer
 } from "../EntityError.ts"
 import { Ask } from "./ask.ts"
+import { CurrentCommandIds, CurrentPlace } from "./command.ts"
 import { Instance, type Loaded } from "./instance.ts"
 import type { EntityMetrics } from "./metrics.ts"
 import type { AnyDecision, Command, Model } from "./model.ts"
@@ -23,6 +27,8 @@ import type { Settings } from "./options.ts"
 import { recover } from "./recovery.ts"
 
 const snapshotWrites = 4
+/** Answers kept in memory for an entity. */
+const maxCommands = 10_000
 
 /** What the entities of a type work with. */
 export interface Environment<State> {
@@ -76,7 +82,7 @@ export class Entities<State> {
     }
     return Effect.withFiber((fiber) => {
       if (command.readOnly === "local") {
-        const answer = this.#readNow(entityId, command, payload)
+        const answer = this.#readNow(entityId, command, payload, fiber)
         if (answer !== undefined) return answer
       }
       return fiber.getRef(Tracer.Tracer) === Tracer.nativeTracer
@@ -86,7 +92,12 @@ export class Entities<State> {
   }
 
   /** The answer of a local read that has nothing to wait for. */
-  #readNow(entityId: string, command: Command<State>, payload: unknown): Answer | undefined {
+  #readNow(
+    entityId: string,
+    command: Command<State>,
+    payload: unknown,
+    fiber: Fiber.Fiber<unknown, unknown>
+  ): Answer | undefined {
     const instance = this.#instances.get(entityId)
     if (instance === undefined || this.#closing) return undefined
     const { loaded } = instance
@@ -95,6 +106,8 @@ export class Entities<State> {
     if (Effect.isEffect(decided)) return undefined
     instance.lastUsed = this.#now()
     this.#env.metrics.localReads++
+    const place = fiber.getRef(CurrentPlace)
+    if (place !== undefined) place.last = this.#placeOf(entityId, loaded.validThrough)
     return answerOf(decided, loaded.state)
   }
 
@@ -120,6 +133,8 @@ export class Entities<State> {
       }
       const ask = new Ask(instance, command, payload, context, this.#now(), resume)
       ask.span = span
+      ask.ids = Context.get(context, CurrentCommandIds)
+      ask.place = Context.get(context, CurrentPlace)
       this.#asks.add(ask)
       if (command.readOnly !== undefined) this.#startRead(ask)
       else if (instance.running === undefined && instance.waiting === undefined && instance.defects === 0) {
@@ -273,55 +288,116 @@ export class Entities<State> {
 
   /** Decides a command, stores its events, and gives the reply; decides anew when another process was first. */
   #turn(ask: Ask<State>): Answer {
-    const { instance } = ask
+    const { command, ids, instance, payload } = ask
     const { loaded } = instance
-    if (loaded === undefined) return Effect.flatMap(this.#load(instance), () => this.#turn(ask))
-    const decided = ask.command.decide(loaded.state, ask.payload)
+    if (loaded === undefined) return Effect.flatMap(this.#load(instance, ids !== undefined), () => this.#turn(ask))
+    if (ids !== undefined) {
+      if (loaded.commands === undefined) return Effect.flatMap(this.#load(instance, true), () => this.#turn(ask))
+      const id = ids.of(command.tag)
+      if (loaded.commands.has(id)) return this.#repeat(ask, loaded, id)
+    }
+    const decided = command.decide(loaded.state, payload)
     return Effect.isEffect(decided)
-      ? Effect.flatMap(this.#provide(instance, decided), (decision) => this.#carryOut(ask, loaded, decision))
+      ? Effect.matchEffect(this.#provide(instance, decided), {
+          onFailure: (error) => this.#carryOut(ask, loaded, { _tag: "Reject", error }),
+          onSuccess: (decision) => this.#carryOut(ask, loaded, decision)
+        })
       : this.#carryOut(ask, loaded, decided)
   }
 
   #carryOut(ask: Ask<State>, loaded: Loaded<State>, decision: AnyDecision<State>): Answer {
-    if (decision._tag !== "Persist" || decision.events.length === 0) {
-      // A reply without events, and a rejection, must not rest on a state that another process has outdated.
-      return Effect.matchEffect(this.#confirm(ask.instance, loaded), {
-        onFailure: (error) => this.#onFailure(ask, loaded, error),
-        onSuccess: () => answerOf(decision, loaded.state)
-      })
-    }
-    const { journal, model } = this.#env
-    const { entityId } = ask.instance
+    const { model } = this.#env
     let { state } = loaded
-    const events: Array<{ readonly type: string; readonly payload: unknown }> = []
-    for (const event of decision.events) {
-      state = model.apply(state, event)
-      events.push(model.events.encode(event))
-    }
-    ask.phase = "storing"
-    const { sequence, validThrough } = loaded
-    return Effect.matchEffect(
-      journal.append({ entityType: this.#entityType, entityId, expected: { sequence, validThrough }, events }),
-      {
-        onFailure: (error) => this.#onFailure(ask, loaded, error),
-        onSuccess: (position) => this.#stored(ask, decision, sequence, { state, ...position })
+    const events: Array<StoredEvent> = []
+    if (decision._tag === "Persist") {
+      for (const event of decision.events) {
+        state = model.apply(state, event)
+        events.push(model.events.encode(event))
       }
-    )
+    }
+    // Before anything is stored, for what throws stores nothing.
+    const answer = answerOf(decision, state)
+    if (events.length > 0 || ask.ids !== undefined) return this.#store(ask, loaded, state, events, answer)
+    // A reply without events, and a rejection, must not rest on a state that another process has outdated.
+    return Effect.matchEffect(this.#confirm(ask.instance, loaded), {
+      onFailure: (error) => this.#onFailure(ask, loaded, error),
+      onSuccess: () => {
+        if (ask.place !== undefined) ask.place.last = this.#placeOf(ask.instance.entityId, loaded.validThrough)
+        return answer
+      }
+    })
   }
 
-  #stored(
+  /** Stores events; with the id of a command also its answer, even if there are no events. */
+  #store(
     ask: Ask<State>,
-    decision: Extract<AnyDecision<State>, { readonly _tag: "Persist" }>,
-    before: number,
-    loaded: Loaded<State>
+    loaded: Loaded<State>,
+    state: State,
+    events: ReadonlyArray<StoredEvent>,
+    answer: Exit.Exit<unknown, unknown>
   ): Answer {
-    const { snapshotEvery } = this.#env.settings
-    ask.instance.loaded = loaded
-    ask.stored = decision.events.length
-    if (Math.floor(loaded.sequence / snapshotEvery) > Math.floor(before / snapshotEvery)) {
-      this.#saveSnapshot(ask.instance.entityId, loaded)
+    const { command, ids, instance, span } = ask
+    const { entityId } = instance
+    const append: Append = {
+      entityType: this.#entityType,
+      entityId,
+      expected: loaded,
+      events,
+      metadata: span?.sampled ? { traceparent: `00-${span.traceId}-${span.spanId}-01` } : undefined,
+      command:
+        ids === undefined
+          ? undefined
+          : {
+              id: ids.of(command.tag),
+              answer: command.answers.encode(answer, ids.strict ? command.answers.digest(ask.payload) : undefined)
+            }
     }
-    return Effect.succeed(decision.reply(loaded.state))
+    ask.phase = "storing"
+    return Effect.matchEffect(this.#env.journal.append(append), {
+      onFailure: (error) => this.#onFailure(ask, loaded, error),
+      onSuccess: ({ sequence, validThrough }) => {
+        const { commands } = loaded
+        if (append.command !== undefined) commands?.set(append.command.id, append.command.answer)
+        // Asked for again, they are those of the window only.
+        const kept = commands !== undefined && commands.size > maxCommands ? undefined : commands
+        const next: Loaded<State> = { state, sequence, validThrough, commands: kept }
+        instance.loaded = next
+        ask.stored = events.length
+        if (ask.place !== undefined) ask.place.last = this.#placeOf(entityId, validThrough)
+        const { snapshotEvery } = this.#env.settings
+        if (Math.floor(sequence / snapshotEvery) > Math.floor(loaded.sequence / snapshotEvery)) {
+          this.#saveSnapshot(entityId, next)
+        }
+        return answer
+      }
+    })
+  }
+
+  /** The first answer of a command that was carried out before. */
+  #repeat(ask: Ask<State>, loaded: Loaded<State>, commandId: string): Answer {
+    const { command, ids, instance, payload } = ask
+    const { entityId } = instance
+    const answer = command.answers.decode(
+      loaded.commands!.get(commandId),
+      ids!.strict ? command.answers.digest(payload) : undefined
+    )
+    if (ask.place !== undefined) ask.place.last = this.#placeOf(entityId, loaded.validThrough)
+    if (typeof answer !== "string") return answer
+    const what = `${command.tag} for ${this.#entityType} "${entityId}" with the id "${commandId}"`
+    const names = { ...this.#names(entityId, command), commandId }
+    return answer === "reused"
+      ? fail(
+          new CommandIdReused({
+            ...names,
+            message: `${what}: the id was given to another command or payload before; nothing was stored`
+          })
+        )
+      : fail(
+          new UndecodableAnswer({
+            ...names,
+            message: `${what} was carried out before, but its answer no longer fits the schemas of the command`
+          })
+        )
   }
 
   /** After a failure of the journal the state may no longer be the newest. */
@@ -343,11 +419,11 @@ export class Entities<State> {
   #read(ask: Ask<State>): Answer {
     const { command, instance } = ask
     const { loaded } = instance
-    if (loaded === undefined) return Effect.flatMap(this.#load(instance), (fresh) => this.#readFrom(ask, fresh))
+    if (loaded === undefined) return Effect.flatMap(this.#load(instance, false), (fresh) => this.#readFrom(ask, fresh))
     if (command.readOnly === "local") {
       return this.#isCurrent(instance.entityId, loaded)
         ? this.#readFrom(ask, loaded)
-        : Effect.flatMap(this.#load(instance), (fresh) => this.#readFrom(ask, fresh))
+        : Effect.flatMap(this.#load(instance, false), (fresh) => this.#readFrom(ask, fresh))
     }
     return Effect.matchEffect(this.#confirm(instance, loaded), {
       onFailure: (error) =>
@@ -355,13 +431,14 @@ export class Entities<State> {
           ? Effect.fail(this.#journalFailure(instance.entityId, error))
           : instance.loaded === loaded
             ? // The log has been looked at after the call, so what is loaded now is new enough.
-              Effect.flatMap(this.#load(instance), (fresh) => this.#readFrom(ask, fresh))
+              Effect.flatMap(this.#load(instance, false), (fresh) => this.#readFrom(ask, fresh))
             : this.#read(ask),
       onSuccess: () => this.#readFrom(ask, loaded)
     })
   }
 
-  #readFrom(ask: Ask<State>, { state }: Loaded<State>): Answer {
+  #readFrom(ask: Ask<State>, { state, validThrough }: Loaded<State>): Answer {
+    if (ask.place !== undefined) ask.place.last = this.#placeOf(ask.instance.entityId, validThrough)
     const decided = ask.command.decide(state, ask.payload)
     return Effect.isEffect(decided)
       ? Effect.flatMap(this.#provide(ask.instance, decided), (decision) => answerOf(decision, state))
@@ -383,17 +460,15 @@ export class Entities<State> {
   }
 
   /** Loads an entity, once for all who wait; who is interrupted does not stop it. */
-  #load(instance: Instance<State>): Effect.Effect<Loaded<State>, EntityError> {
+  #load(instance: Instance<State>, withCommands: boolean): Effect.Effect<Loaded<State>, EntityError> {
     return Effect.suspend(() => {
       if (instance.loading === undefined) {
         const { scope, services } = this.#env
-        const fiber = Effect.runForkWith(services)(this.#recover(instance))
+        const fiber = Effect.runForkWith(services)(this.#recover(instance, withCommands))
         instance.loading = Fiber.runIn(fiber, scope)
         fiber.addObserver((exit) => {
           instance.loading = undefined
-          if (Exit.isFailure(exit)) return
-          const { loaded } = instance
-          if (loaded === undefined || loaded.validThrough <= exit.value.validThrough) instance.loaded = exit.value
+          if (Exit.isSuccess(exit)) instance.loaded = newer(instance.loaded, exit.value)
         })
         return Fiber.join(fiber)
       }
@@ -401,10 +476,10 @@ export class Entities<State> {
     })
   }
 
-  #recover(instance: Instance<State>): Effect.Effect<Loaded<State>, EntityError> {
+  #recover(instance: Instance<State>, withCommands: boolean): Effect.Effect<Loaded<State>, EntityError> {
     const { entityId } = instance
     const { journal, metrics, model, recovered, settings } = this.#env
-    return recover(model, journal, entityId).pipe(
+    return recover(model, journal, entityId, withCommands).pipe(
       Effect.timeoutOrElse({
         duration: settings.recoveryTimeout,
         orElse: () => {
@@ -536,6 +611,10 @@ export class Entities<State> {
     return instance
   }
 
+  #placeOf(entityId: string, offset: number): LogPosition {
+    return { entityType: this.#entityType, shard: this.#env.journal.shardOf(entityId), offset }
+  }
+
   #names(entityId: string, command: Command<State>) {
     return { entityType: this.#entityType, entityId, command: command.tag }
   }
@@ -562,8 +641,16 @@ const unfinished = {
   storing: "its events are with the journal, whether they are stored is not known yet"
 }
 
-/** What a caller gets who stored nothing. */
-const answerOf = <State>(decision: AnyDecision<State>, state: State): Answer =>
+/** What the caller gets. */
+const answerOf = <State>(decision: AnyDecision<State>, state: State): Exit.Exit<unknown, unknown> =>
   decision._tag === "Reject"
-    ? Effect.fail(decision.error)
-    : Effect.succeed(decision._tag === "Reply" ? decision.value : decision.reply(state))
+    ? Exit.fail(decision.error)
+    : Exit.succeed(decision._tag === "Reply" ? decision.value : decision.reply(state))
+
+/** The one that reaches further, with the commands that either knows. */
+const newer = <State>(before: Loaded<State> | undefined, loaded: Loaded<State>): Loaded<State> => {
+  if (before === undefined) return loaded
+  const [later, earlier] = before.validThrough <= loaded.validThrough ? [loaded, before] : [before, loaded]
+  if (later.sequence === earlier.sequence) later.commands ??= earlier.commands
+  return later
+}

@@ -1,3 +1,4 @@
+import type { Json } from "@effect-cassandra/journal/Journal"
 import type { Fiber, Latch } from "effect"
 import type { EntityError } from "../EntityError.ts"
 import type { Ask } from "./ask.ts"
@@ -8,6 +9,8 @@ export interface Loaded<State> {
   readonly sequence: number
   /** All events of the entity up to this offset of its shard are in the state. */
   validThrough: number
+  /** The answers to commands with an id, once they are asked for. */
+  commands: Map<string, Json | undefined> | undefined
 }
 
 /** An entity in memory. Small, for there may be many. */

@@ -15,6 +15,8 @@ export class EntityMetrics {
   snapshots = 0
   waiting = 0
   localReads = 0
+  reactions = 0
+  reactionFailures = 0
   readonly #buckets = boundaries.map(() => 0)
   #count = 0
   #sum = 0
@@ -40,6 +42,8 @@ export class EntityMetrics {
     counter("entity.passivations", "Entities that left memory", () => this.passivations)
     counter("entity.restarts", "Entities restarted after a defect", () => this.restarts)
     counter("entity.local_reads", "Read-only commands answered from memory at once", () => this.localReads)
+    counter("entity.reactions", "Events whose reactions or timers are done", () => this.reactions)
+    counter("entity.reaction_failures", "Attempts that failed, to be made again", () => this.reactionFailures)
     counter("entity.snapshots", "Snapshots saved", () => this.snapshots)
     this.#register(
       Metric.histogram("entity.command.duration", { description: "Time to answer a command in seconds", boundaries }),

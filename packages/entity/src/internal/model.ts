@@ -15,6 +15,7 @@ import { type Rpc, RpcSchema } from "effect/rpc"
 import type * as Decision from "../Decision.ts"
 import type { Behavior, Definition } from "../PersistentEntity.ts"
 import { Annotation, type Freshness } from "../ReadOnly.ts"
+import { type Answers, makeAnswers } from "./answers.ts"
 
 /** An event of any entity type. */
 export interface AnyEvent {
@@ -29,6 +30,8 @@ export interface Command<State> {
   readonly readOnly: Freshness | undefined
   /** Why a payload does not fit the schema, in words. */
   readonly problem: (payload: unknown) => string | undefined
+  /** Writes and reads the answers that are stored with the ids of commands. */
+  readonly answers: Answers
   readonly decide: (
     state: State,
     payload: unknown
@@ -64,6 +67,7 @@ export const makeModel = <State, Event extends EventSchema, Commands extends Rpc
       tag,
       readOnly: Context.get(command.annotations, Annotation),
       problem: problemOf(command.payloadSchema),
+      answers: makeAnswers(command),
       decide
     })
   }

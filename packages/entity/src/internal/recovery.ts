@@ -8,12 +8,13 @@ import type { Model } from "./model.ts"
 export const recover = <State>(
   model: Model<State>,
   journal: Journal["Service"],
-  entityId: string
+  entityId: string,
+  withCommands: boolean
 ): Effect.Effect<Loaded<State>, EntityError> => {
   const { entityType } = model
   const load = (snapshotsUpTo?: number) =>
     Effect.mapError(
-      journal.load({ entityType, entityId }, snapshotsUpTo === undefined ? {} : { snapshotsUpTo }),
+      journal.load({ entityType, entityId }, { snapshotsUpTo, commands: withCommands }),
       (cause) =>
         new EntityError({ reason: new JournalFailure({ entityType, entityId, message: cause.message, cause }) })
     )
@@ -44,6 +45,9 @@ export const recover = <State>(
       }
       for (const one of event.success) state = model.apply(state, one)
     }
-    return { state, sequence: stored.sequence, validThrough: stored.validThrough }
+    const commands = withCommands
+      ? new Map([...stored.commands].map(([id, { answer }]) => [id, answer] as const))
+      : undefined
+    return { state, sequence: stored.sequence, validThrough: stored.validThrough, commands }
   })
 }

@@ -1,0 +1,68 @@
+/**
+ * The answer to a command as it is stored with the command's id, so that the same command gets the same answer again.
+ */
+import { createHash } from "node:crypto"
+import { json } from "@effect-cassandra/journal/EventCodec"
+import type { Json } from "@effect-cassandra/journal/Journal"
+import { Cause, Effect, Exit, Schema, SchemaParser } from "effect"
+import type { Rpc } from "effect/rpc"
+
+const Stored = Schema.Struct({
+  command: Schema.String,
+  /** A digest of the payload, where the id must come with the same one again. */
+  payload: Schema.optionalKey(Schema.String),
+  success: Schema.optionalKey(Schema.Json),
+  failure: Schema.optionalKey(Schema.Json)
+})
+
+const readStored = Schema.decodeUnknownOption(Stored)
+
+/** Answers to one command. */
+export interface Answers {
+  readonly digest: (payload: unknown) => string
+  readonly encode: (answer: Exit.Exit<unknown, unknown>, digest: string | undefined) => Json
+  /** The answer; or what stands in the way: another command, or an answer that is not readable. */
+  readonly decode: (
+    stored: Json | undefined,
+    digest: string | undefined
+  ) => Effect.Effect<unknown, unknown> | "reused" | "undecodable"
+}
+
+export const makeAnswers = (command: Rpc.AnyWithProps): Answers => {
+  // Few commands have ids: what they need is made when the first one comes.
+  let made: ReturnType<typeof make> | undefined
+  const make = () => {
+    const success = json(command.successSchema as Schema.Codec<unknown>)
+    const error = json(command.errorSchema as Schema.Codec<unknown>)
+    return {
+      payload: SchemaParser.encodeSync(json(command.payloadSchema as Schema.Codec<unknown>)),
+      success: { encode: SchemaParser.encodeSync(success), decode: SchemaParser.decodeUnknownExit(success) },
+      error: { encode: SchemaParser.encodeSync(error), decode: SchemaParser.decodeUnknownExit(error) }
+    }
+  }
+  const { _tag: tag } = command
+  const codecs = () => (made ??= make())
+  return {
+    digest: (payload) =>
+      createHash("sha256")
+        .update(JSON.stringify(codecs().payload(payload)) ?? "")
+        .digest("base64url")
+        .slice(0, 16),
+    encode: (answer, digest) => ({
+      command: tag,
+      ...(digest === undefined ? {} : { payload: digest }),
+      ...(Exit.isSuccess(answer)
+        ? { success: codecs().success.encode(answer.value) }
+        : { failure: codecs().error.encode(Cause.squash(answer.cause)) })
+    }),
+    decode: (stored, digest) => {
+      const read = readStored(stored)
+      if (read._tag === "None") return "undecodable"
+      const { command, failure, payload, success } = read.value
+      if (command !== tag || (digest !== undefined && payload !== undefined && payload !== digest)) return "reused"
+      const decoded = "failure" in read.value ? codecs().error.decode(failure) : codecs().success.decode(success)
+      if (Exit.isFailure(decoded)) return "undecodable"
+      return "failure" in read.value ? Effect.fail(decoded.value) : decoded
+    }
+  }
+}

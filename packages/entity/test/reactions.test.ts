@@ -1,0 +1,301 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Journal } from "@effect-cassandra/journal/Journal"
+import { Effect, Exit, Layer, References, Schedule, Schema, Scope } from "effect"
+import { Rpc } from "effect/rpc"
+import * as Decision from "../src/Decision.ts"
+import * as PersistentEntity from "../src/PersistentEntity.ts"
+
+class Full extends Schema.TaggedError<Full>()("Full", {}) {}
+
+/** Takes so many things and no more. */
+const Box = PersistentEntity.make("Box", {
+  state: Schema.Array(Schema.String),
+  initialState: [],
+  events: [Schema.TaggedStruct("Put", { thing: Schema.String })],
+  commands: [
+    Rpc.make("Put", { payload: { thing: Schema.String }, success: Schema.Int, error: Full }),
+    Rpc.make("Things", { success: Schema.Array(Schema.String) })
+  ]
+})
+const box = Box.behavior({
+  apply: (things, { thing }) => [...things, thing],
+  commands: {
+    Put: (things, { thing }) =>
+      things.length >= 5
+        ? Decision.reject(new Full())
+        : Decision.persist({ _tag: "Put", thing }, (after) => after.length),
+    Things: (things) => Decision.reply(things)
+  }
+})
+
+const Ordered = Schema.TaggedStruct("Ordered", { thing: Schema.String })
+const Delivered = Schema.TaggedStruct("Delivered", { thing: Schema.String })
+const Refused = Schema.TaggedStruct("Refused", { thing: Schema.String })
+const Expired = Schema.TaggedStruct("Expired", {})
+
+/** Orders things, which are put into the box of the same name. */
+const Order = PersistentEntity.make("Order", {
+  state: Schema.Struct({ log: Schema.Array(Schema.String), expired: Schema.Boolean }),
+  initialState: { log: [], expired: false },
+  events: [Ordered, Delivered, Refused, Expired],
+  commands: [
+    Rpc.make("Order", { payload: { thing: Schema.String } }),
+    Rpc.make("Deliver", { payload: { thing: Schema.String } }),
+    Rpc.make("Refuse", { payload: { thing: Schema.String } }),
+    Rpc.make("Expire"),
+    Rpc.make("Log", { success: Schema.Array(Schema.String) })
+  ]
+})
+const order = Order.behavior({
+  apply: ({ expired, log }, event) =>
+    event._tag === "Expired"
+      ? { log: [...log, "expired"], expired: true }
+      : { log: [...log, `${event._tag} ${event.thing}`], expired },
+  commands: {
+    Order: (_, { thing }) => Decision.persist(Ordered.make({ thing })),
+    Deliver: (_, { thing }) => Decision.persist(Delivered.make({ thing })),
+    Refuse: (_, { thing }) => Decision.persist(Refused.make({ thing })),
+    Expire: ({ expired }) => Decision.persist(expired ? [] : [Expired.make({})]),
+    Log: ({ log }) => Decision.reply(log)
+  },
+  reactions: {
+    Ordered: ({ thing }, { entityId, self }) =>
+      Effect.gen(function* () {
+        const boxes = yield* Box
+        yield* boxes(entityId)
+          .Put({ thing })
+          .pipe(
+            Effect.matchEffect({
+              onSuccess: () => self.Deliver({ thing }),
+              onFailure: (error) => (error._tag === "Full" ? self.Refuse({ thing }) : Effect.fail(error))
+            })
+          )
+      })
+  },
+  timers: {
+    Ordered: { after: "150 millis", run: (_, { self }) => self.Expire() }
+  }
+})
+
+const live = (behavior: typeof order = order) => Layer.provideMerge(Order.layer(behavior), Box.layer(box))
+
+/** A process with these entities, on a journal that outlives it. */
+const process = Effect.fnUntraced(function* <A, E>(
+  journal: Journal["Service"],
+  use: Effect.Effect<A, E, PersistentEntity.Entities<"Order"> | PersistentEntity.Entities<"Box">>,
+  behavior: typeof order = order
+) {
+  const scope = yield* Scope.make()
+  const context = yield* Layer.buildWithScope(
+    live(behavior).pipe(Layer.provide(Layer.succeed(Journal, journal))),
+    scope
+  )
+  const result = yield* Effect.provideContext(use, context)
+  yield* Scope.close(scope, Exit.void)
+  return result
+})
+
+const inMemory = <A, E>(effect: Effect.Effect<A, E, Journal>) =>
+  effect.pipe(
+    Effect.provide(Journal.layerMemory({ shards: 2 }), { local: true }),
+    Effect.provideService(References.MinimumLogLevel, "None")
+  )
+
+const until = <A, E, R>(effect: Effect.Effect<A, E, R>, so: (value: A) => boolean) =>
+  effect.pipe(
+    Effect.filterOrFail(so, (value) => ({ notYet: value })),
+    Effect.retry({ schedule: Schedule.spaced("5 millis"), times: 1000 })
+  )
+
+const logOf = (id: string) => Effect.flatMap(Order, (orders) => orders(id).Log())
+const thingsIn = (id: string) => Effect.flatMap(Box, (boxes) => boxes(id).Things())
+const orderThing = (id: string, thing: string) => Effect.flatMap(Order, (orders) => orders(id).Order({ thing }))
+
+describe("reactions", () => {
+  it.live("lead to commands of other entities and of the same one, in the order of the events", () =>
+    Effect.gen(function* () {
+      const journal = yield* Journal
+      yield* process(
+        journal,
+        Effect.gen(function* () {
+          for (const thing of ["a", "b", "c", "d", "e", "f"]) yield* orderThing("x", thing)
+          const log = yield* until(logOf("x"), (log) => log.filter((line) => !line.startsWith("Ordered")).length >= 7)
+          assert.deepStrictEqual(yield* thingsIn("x"), ["a", "b", "c", "d", "e"])
+          assert.deepStrictEqual(
+            log.filter((line) => !line.startsWith("Ordered") && line !== "expired"),
+            ["Delivered a", "Delivered b", "Delivered c", "Delivered d", "Delivered e", "Refused f"]
+          )
+        })
+      )
+    }).pipe(inMemory)
+  )
+
+  it.live("that were not done when the process ended are done by the next one", () =>
+    Effect.gen(function* () {
+      const journal = yield* Journal
+      const never = { ...order, reactions: { Ordered: () => Effect.never } }
+      yield* process(journal, orderThing("x", "a"), never)
+      yield* process(
+        journal,
+        Effect.gen(function* () {
+          yield* until(logOf("x"), (log) => log.includes("Delivered a"))
+          assert.deepStrictEqual(yield* thingsIn("x"), ["a"])
+        })
+      )
+    }).pipe(inMemory)
+  )
+
+  it.live("that were done, but it could not be noted, are done again without any effect", () =>
+    Effect.gen(function* () {
+      const journal = yield* Journal
+      const forgetful: Journal["Service"] = { ...journal, saveSnapshot: () => Effect.void }
+      let runs = 0
+      const counted = {
+        ...order,
+        reactions: {
+          Ordered: (...args: Parameters<NonNullable<NonNullable<typeof order.reactions>["Ordered"]>>) =>
+            Effect.suspend(() => {
+              runs++
+              return order.reactions!.Ordered!(...args)
+            })
+        }
+      }
+      const done = Effect.gen(function* () {
+        yield* until(logOf("x"), (log) => log.filter((line) => line.startsWith("Delivered")).length === 3)
+        assert.deepStrictEqual(yield* thingsIn("x"), ["a", "b", "c"])
+      })
+      yield* process(
+        forgetful,
+        Effect.gen(function* () {
+          for (const thing of ["a", "b", "c"]) yield* orderThing("x", thing)
+          yield* done
+        }),
+        counted
+      )
+      for (let round = 2; round <= 4; round++) {
+        yield* process(
+          forgetful,
+          Effect.gen(function* () {
+            yield* until(
+              Effect.sync(() => runs),
+              (runs) => runs === 3 * round
+            )
+            yield* done
+          }),
+          counted
+        )
+      }
+      const stored = yield* journal.load({ entityType: "Box", entityId: "x" }, { snapshotsUpTo: 0 })
+      assert.strictEqual(stored.events.length, 3)
+    }).pipe(inMemory)
+  )
+
+  it.live("that are done and noted are not begun again", () =>
+    Effect.gen(function* () {
+      const journal = yield* Journal
+      yield* process(
+        journal,
+        Effect.gen(function* () {
+          yield* orderThing("x", "a")
+          yield* until(logOf("x"), (log) => log.includes("Delivered a") && log.includes("expired"))
+        })
+      )
+      let begun = 0
+      const counted = {
+        ...order,
+        reactions: { Ordered: () => Effect.sync(() => begun++) },
+        timers: { Ordered: { after: 0, run: () => Effect.sync(() => begun++) } }
+      }
+      yield* process(
+        journal,
+        Effect.gen(function* () {
+          yield* orderThing("y", "b")
+          yield* until(
+            Effect.sync(() => begun),
+            (begun) => begun === 2
+          )
+        }),
+        counted
+      )
+    }).pipe(inMemory)
+  )
+
+  it.live("that fail, or end with a defect, are tried again, and hold up no other entity", () =>
+    Effect.gen(function* () {
+      const journal = yield* Journal
+      let tries = 0
+      const failing = {
+        ...order,
+        reactions: {
+          Ordered: (...[event, source]: Parameters<NonNullable<NonNullable<typeof order.reactions>["Ordered"]>>) =>
+            source.entityId === "bad" && tries++ < 3
+              ? Effect.die(new Error("as it should"))
+              : order.reactions!.Ordered!(event, source)
+        }
+      }
+      yield* process(
+        journal,
+        Effect.gen(function* () {
+          yield* orderThing("bad", "a")
+          yield* orderThing("good", "b")
+          yield* until(logOf("good"), (log) => log.includes("Delivered b"))
+          assert.isBelow(tries, 4)
+          yield* until(logOf("bad"), (log) => log.includes("Delivered a"))
+          assert.strictEqual(tries, 4)
+        }),
+        failing
+      )
+    }).pipe(inMemory)
+  )
+
+  it.live("carry on what belongs together: correlation and causation", () =>
+    Effect.gen(function* () {
+      const journal = yield* Journal
+      yield* process(
+        journal,
+        Effect.gen(function* () {
+          yield* orderThing("x", "a").pipe(PersistentEntity.withCommandId("request-1"))
+          yield* until(logOf("x"), (log) => log.includes("Delivered a"))
+        })
+      )
+      const [put] = (yield* journal.load({ entityType: "Box", entityId: "x" })).events
+      assert.deepInclude(put!.metadata, {
+        commandId: "Order/x/1/Put",
+        causationId: "Order/x/1",
+        correlationId: "request-1"
+      })
+    }).pipe(inMemory)
+  )
+})
+
+describe("timers", () => {
+  it.live("go off when their time has come, also in another process than the one that stored the event", () =>
+    Effect.gen(function* () {
+      const journal = yield* Journal
+      const begin = Date.now()
+      yield* process(
+        journal,
+        Effect.gen(function* () {
+          yield* orderThing("x", "a")
+          yield* until(logOf("x"), (log) => log.includes("Delivered a"))
+          assert.notInclude(yield* logOf("x"), "expired")
+        })
+      )
+      yield* process(
+        journal,
+        Effect.gen(function* () {
+          yield* until(logOf("x"), (log) => log.includes("expired"))
+          assert.isAtLeast(Date.now() - begin, 149)
+        })
+      )
+      yield* process(
+        journal,
+        Effect.gen(function* () {
+          yield* orderThing("y", "b")
+          yield* until(logOf("y"), (log) => log.includes("expired"))
+          assert.strictEqual((yield* logOf("x")).filter((line) => line === "expired").length, 1)
+        })
+      )
+    }).pipe(inMemory)
+  )
+})
