@@ -58,6 +58,12 @@ const right = {
   "a handler with a service, which the layer then needs": `Effect.runPromise(Effect.provide(ada, ${withDeposit(
     "() => Effect.map(Rates, ({ rate }) => Decision.reply(rate))"
   )}.pipe(memory, Layer.provide(Layer.succeed(Rates, { rate: 1 })))))`,
+  "reactions and timers": `Account.layer({
+    apply,
+    commands,
+    reactions: { Deposited: ({ cents }, { self }) => Effect.ignore(self.Withdraw({ cents })) },
+    timers: { Closed: { after: "1 day", run: () => Effect.flatMap(Rates, ({ rate }) => Effect.log(rate)) } }
+  }) satisfies Layer.Layer<any, never, Journal | Rates>`,
   "a test": `${test}.given({ _tag: "Closed" }).when("Balance").expect({ reply: 0, state: { balance: 0 } }) satisfies Effect.Effect<unknown>`
 }
 
@@ -141,6 +147,14 @@ const wrong: Record<string, readonly [program: string, says: RegExp]> = {
   "no journal": [
     "Effect.runPromise(Effect.provide(ada, Account.layer({ apply, commands })))",
     /'Journal' is not assignable to type 'never'/
+  ],
+  "a reaction that leaves a rejection unhandled": [
+    "Account.layer({ apply, commands, reactions: { Deposited: (_, { self }) => self.Withdraw({ cents: 1 }) } })",
+    /'Overdraft' is not assignable to type 'EntityError'|'EntityError \| Overdraft' is not assignable to type 'EntityError'/
+  ],
+  "a reaction to an unknown event": [
+    "Account.layer({ apply, commands, reactions: { Opened: () => Effect.void } })",
+    /'Opened' does not exist in type/
   ],
   "a test of an unknown command": [`${test}.when("Transfer")`, /'"Transfer"' is not assignable/],
   "a test with a wrong payload": [`${test}.when("Deposit", {})`, /Property 'cents' is missing/],
