@@ -1,25 +1,40 @@
-// `npm run bench`: events per second of the journal and of entities beside plain INSERTs by the bare driver, in one run on
-// one server, and the lag of the read side. `npm run bench -- --seconds 10` measures longer.
+// `npm run bench`: what entities do in a second beside the bare driver, in one run on one server: commands that store an
+// event each, with the index and a read side running, beside plain INSERTs; one command alone beside one conditional
+// update; reads; the lag of the read side; memory. `-- --seconds 10 --rounds 5` measures longer.
 import { parseArgs } from "node:util"
-import { Decision, PersistentEntity } from "@effect-cassandra/entity"
-import { Journal, type Position } from "@effect-cassandra/journal/Journal"
+import { Decision, PersistentEntity, ReadOnly } from "@effect-cassandra/entity"
+import { Journal } from "@effect-cassandra/journal/Journal"
 import { Processor } from "@effect-cassandra/read-side"
 import { ReadSide } from "@effect-cassandra/read-side/ReadSide"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { cql } from "@effect-cassandra/session/Statement"
 import { CassandraServer } from "@effect-cassandra/testing/CassandraServer"
-import driver from "cassandra-driver"
 import { Effect, Layer, Schema } from "effect"
 import { Rpc } from "effect/rpc"
+import {
+  bare,
+  bareClient,
+  collectGarbage,
+  effectful,
+  type Measured,
+  median,
+  note,
+  percentile,
+  plainInsert,
+  SessionLive
+} from "./benchmark.ts"
 
 const { values } = parseArgs({
-  options: { seconds: { type: "string", default: "3" }, rounds: { type: "string", default: "3" } }
+  options: {
+    seconds: { type: "string", default: "3" },
+    rounds: { type: "string", default: "3" },
+    warm: { type: "string", default: "25" },
+    entities: { type: "string", default: "100,1000,10000" },
+    many: { type: "string", default: "100000" }
+  }
 })
 const millis = Number(values.seconds) * 1000
 const rounds = Number(values.rounds)
-
-/** About 200 bytes of JSON, as in the figures of other toolkits. */
-const note = "x".repeat(150)
 
 const Deposited = Schema.TaggedStruct("Deposited", { cents: Schema.Int, balance: Schema.Int, note: Schema.String })
 
@@ -27,16 +42,25 @@ const Account = PersistentEntity.make("Account", {
   state: Schema.Struct({ balance: Schema.Int }),
   initialState: { balance: 0 },
   events: [Deposited],
-  commands: [Rpc.make("Deposit", { payload: { cents: Schema.Int }, success: Schema.Int })]
+  commands: [
+    Rpc.make("Deposit", { payload: { cents: Schema.Int }, success: Schema.Int }),
+    ReadOnly.local(Rpc.make("Peek", { success: Schema.Int })),
+    ReadOnly.fresh(Rpc.make("Balance", { success: Schema.Int }))
+  ]
 })
 
-const AccountLive = Account.layer({
-  apply: (_, { balance }) => ({ balance }),
-  commands: {
-    Deposit: ({ balance }, { cents }) =>
-      Decision.persist(Deposited.make({ cents, balance: balance + cents, note }), (after) => after.balance)
-  }
-})
+const AccountLive = Account.layer(
+  {
+    apply: (_, { balance }) => ({ balance }),
+    commands: {
+      Deposit: ({ balance }, { cents }) =>
+        Decision.persist({ _tag: "Deposited", cents, balance: balance + cents, note }, (after) => after.balance),
+      Peek: ({ balance }) => Decision.reply(balance),
+      Balance: ({ balance }) => Decision.reply(balance)
+    }
+  },
+  { passivateAfter: "10 minutes" }
+)
 
 const Balances = Processor.make("balances", {
   entityType: Account.type,
@@ -48,87 +72,18 @@ const Balances = Processor.make("balances", {
   }
 })
 
-/** Repeats `step` for each of `count` ids, each id one step at a time, and gives the steps per second. */
-const measure = <E, R>(count: number, step: (id: string) => Effect.Effect<unknown, E, R>) =>
-  Effect.gen(function* () {
-    let done = 0
-    let running = true
-    const begin = performance.now()
-    setTimeout(() => (running = false), millis)
-    yield* Effect.forEach(
-      Array.from({ length: count }, (_, i) => `account-${i}`),
-      (id) =>
-        Effect.gen(function* () {
-          while (running) {
-            yield* step(id)
-            done++
-          }
-        }),
-      { concurrency: "unbounded", discard: true }
-    )
-    return done / ((performance.now() - begin) / 1000)
-  })
-
-const plainInsert = Effect.gen(function* () {
+/** One conditional update after the other, by the bare driver. */
+const conditionalUpdate = Effect.gen(function* () {
   const { connection } = yield* CassandraServer
   const session = yield* CassandraSession
-  yield* session.createTables([
-    "CREATE TABLE IF NOT EXISTS plain_events (entity_id text, sequence bigint, event text, PRIMARY KEY (entity_id, sequence))"
-  ])
-  const client = yield* Effect.acquireRelease(
-    Effect.promise(async () => {
-      const { contactPoints, localDataCenter = "datacenter1" } = connection
-      const client = new driver.Client({
-        contactPoints: [...contactPoints!],
-        localDataCenter,
-        keyspace: session.keyspace,
-        queryOptions: { consistency: driver.types.consistencies.localQuorum, prepare: true }
-      })
-      await client.connect()
-      return client
-    }),
-    (client) => Effect.promise(() => client.shutdown())
-  )
-  let sequence = 0
-  const insert = "INSERT INTO plain_events (entity_id, sequence, event) VALUES (?, ?, ?)"
-  // Promises only: nothing of Effect stands between the driver and its figure.
-  return (count: number) =>
-    Effect.promise(async () => {
-      let done = 0
-      const begin = performance.now()
-      const end = begin + millis
-      await Promise.all(
-        Array.from({ length: count }, async (_, i) => {
-          while (performance.now() < end) {
-            const event = JSON.stringify({ _tag: "Deposited", cents: 100, balance: sequence, note })
-            await client.execute(insert, [`account-${i}`, driver.types.Long.fromNumber(sequence++), event], {
-              prepare: true
-            })
-            done++
-          }
-        })
-      )
-      return done / ((performance.now() - begin) / 1000)
+  yield* session.createTables(["CREATE TABLE IF NOT EXISTS conditional (id text PRIMARY KEY, n int, event text)"])
+  const client = yield* bareClient(connection, session.keyspace)
+  const update = (n: number, from: number | null) =>
+    client.execute("UPDATE conditional SET n = ?, event = ? WHERE id = ? IF n = ?", [n, note, "one", from], {
+      prepare: true
     })
-})
-
-const journalAppend = Effect.gen(function* () {
-  const journal = yield* Journal
-  const positions = new Map<string, Position>()
-  return (count: number) =>
-    measure(count, (entityId) =>
-      Effect.gen(function* () {
-        const key = { entityType: "Appended", entityId }
-        const { sequence, validThrough } = positions.get(entityId) ?? (yield* journal.load(key))
-        const events = [{ type: "Deposited", payload: { cents: 100, balance: sequence, note } }]
-        positions.set(entityId, yield* journal.append({ ...key, expected: { sequence, validThrough }, events }))
-      })
-    )
-})
-
-const entityCommand = Effect.gen(function* () {
-  const accounts = yield* Account
-  return (count: number) => measure(count, (id) => accounts(id).Deposit({ cents: 100 }))
+  let n = 0
+  return (millis: number) => Effect.promise(() => bare(1, millis, () => update(n + 1, n++ || null)))
 })
 
 /** Milliseconds from an acknowledged command to its row in the view, under 500 commands a second. */
@@ -136,7 +91,7 @@ const lag = Effect.gen(function* () {
   const accounts = yield* Account
   const session = yield* CassandraSession
   const lags: Array<number> = []
-  const end = performance.now() + millis
+  const begin = performance.now()
   const one = (i: number) =>
     Effect.gen(function* () {
       const id = `account-${i % 100}`
@@ -153,66 +108,102 @@ const lag = Effect.gen(function* () {
     })
   yield* Effect.forEach(
     Array.from({ length: millis / 2 }, (_, i) => i),
-    (i) => Effect.delay(one(i), Math.max(0, end - millis + i * 2 - performance.now())),
+    (i) => Effect.suspend(() => Effect.delay(one(i), Math.max(0, begin + i * 2 - performance.now()))),
     { concurrency: "unbounded", discard: true }
   )
-  lags.sort((a, b) => a - b)
-  return { p50: lags[Math.floor(lags.length / 2)]!, p99: lags[Math.floor(lags.length * 0.99)]! }
+  return { p50: percentile(lags, 0.5), p99: percentile(lags, 0.99) }
 })
 
-const median = (numbers: ReadonlyArray<number>) => [...numbers].sort((a, b) => a - b)[Math.floor(numbers.length / 2)]!
+const heap = () => {
+  collectGarbage()
+  return Math.round(process.memoryUsage().heapUsed / 1024 / 1024)
+}
+
+const show = (perSecond: number) => Math.round(perSecond).toLocaleString("en")
 
 const program = Effect.gen(function* () {
-  const sides = {
-    "plain INSERT per event, bare driver": yield* plainInsert,
-    "journal append": yield* journalAppend,
-    "entity commands, read side running": yield* entityCommand
-  }
-  console.log(`Warming up for half a minute, then ${rounds} rounds of ${millis / 1000} s each ...`)
+  const accounts = yield* Account
+  const insert = yield* plainInsert((yield* CassandraServer).connection)
+  const conditional = yield* conditionalUpdate
+  const id = (loop: number) => `account-${loop}`
+  const deposit = (loop: number) => accounts(id(loop)).Deposit({ cents: 100 })
+
+  const warm = Number(values.warm) * 1000
+  console.log(
+    `Warming up for ${Math.round((warm * 1.4) / 1000)} s, then ${rounds} rounds of ${millis / 1000} s each ...`
+  )
   // The server compiles its code while it runs: the path of conditional updates, seldom taken, comes last.
-  const warm = performance.now()
-  while (performance.now() - warm < 25_000) yield* sides["entity commands, read side running"](1000)
-  yield* sides["plain INSERT per event, bare driver"](1000)
-  const table: Array<Record<string, string>> = []
-  for (const count of [100, 1000]) {
-    const figures = Object.keys(sides).map((): Array<number> => [])
+  yield* effectful(1000, warm, deposit)
+  yield* insert(1000, warm / 5)
+  yield* conditional(warm / 5)
+
+  const writes: Array<Record<string, string>> = []
+  for (const count of values.entities.split(",").map(Number)) {
+    const theirs: Array<number> = []
+    const ours: Array<number> = []
     for (let round = 0; round < rounds; round++) {
-      for (const [i, side] of Object.values(sides).entries()) figures[i]!.push(yield* side(count))
+      theirs.push((yield* insert(count, millis)).perSecond)
+      ours.push((yield* effectful(count, millis, deposit)).perSecond)
     }
-    const base = median(figures[0]!)
-    for (const [i, name] of Object.keys(sides).entries()) {
-      const rate = median(figures[i]!)
-      table.push({
-        entities: String(count),
-        what: name,
-        "events/s": Math.round(rate).toLocaleString("en"),
-        ratio: (rate / base).toFixed(2)
-      })
-    }
+    writes.push({
+      entities: String(count),
+      "commands/s": show(median(ours)),
+      "plain INSERTs/s": show(median(theirs)),
+      ratio: (median(ours) / median(theirs)).toFixed(2)
+    })
   }
+
+  const theirs: Array<number> = []
+  const ours: Array<number> = []
+  for (let round = 0; round < rounds; round++) {
+    theirs.push(percentile((yield* conditional(millis)).millis, 0.5))
+    ours.push(percentile((yield* effectful(1, millis, deposit)).millis, 0.5))
+  }
+
+  const reads: Array<Record<string, string>> = []
+  const read = (what: string, step: (loop: number) => Effect.Effect<unknown, unknown>) =>
+    Effect.gen(function* () {
+      const found: Array<Measured> = []
+      for (let round = 0; round < rounds; round++) found.push(yield* effectful(1000, millis / 3, step))
+      reads.push({ "1,000 in flight": what, "reads/s": show(median(found.map(({ perSecond }) => perSecond))) })
+    })
+  yield* read("local", (loop) => accounts(id(loop)).Peek())
+  yield* read("fresh", (loop) => accounts(id(loop)).Balance())
+
   // The views catch up first.
   yield* Effect.sleep("2 seconds")
   const { p50, p99 } = yield* lag
-  console.table(table)
-  console.log(`read-side lag under 500 events/s: p50 ${p50.toFixed(1)} ms, p99 ${p99.toFixed(1)} ms`)
-})
 
-const Session = Layer.unwrap(
-  Effect.map(CassandraServer, ({ connection }) =>
-    CassandraSession.layer({
-      ...connection,
-      keyspace: `bench_${Date.now()}`,
-      development: true
-    })
+  const many = Number(values.many)
+  const before = heap()
+  yield* Effect.forEach(
+    Array.from({ length: many }, (_, i) => `many-${i}`),
+    (id) => accounts(id).Deposit({ cents: 100 }),
+    { concurrency: 5000, discard: true }
   )
-)
+  // What is not in the index yet is not the entities'.
+  yield* Effect.sleep("3 seconds")
+  const active = heap()
+  for (let i = 0; i < many; i++) yield* accounts.passivate(`many-${i}`)
+  const passive = heap()
+
+  console.table(writes)
+  console.log(
+    `one entity alone, p50: ${median(ours).toFixed(2)} ms a command, ${median(theirs).toFixed(2)} ms a bare conditional update, ratio ${(median(ours) / median(theirs)).toFixed(2)}`
+  )
+  console.table(reads)
+  console.log(`read-side lag under 500 events/s: p50 ${p50.toFixed(1)} ms, p99 ${p99.toFixed(1)} ms`)
+  console.log(
+    `heap: ${before} MB before, ${active} MB with ${many.toLocaleString("en")} active entities, ${passive} MB after they are passivated`
+  )
+})
 
 await Effect.runPromise(
   Effect.scoped(program).pipe(
     Effect.provide(
       Layer.mergeAll(AccountLive, ReadSide.layer([Balances])).pipe(
         Layer.provideMerge(Journal.layer()),
-        Layer.provideMerge(Session),
+        Layer.provideMerge(SessionLive),
         Layer.provideMerge(CassandraServer.layer())
       )
     )

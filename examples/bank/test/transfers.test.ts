@@ -78,45 +78,49 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "4 minutes" })("
       })
     )
 
-  it.effect("survive kill -9 between any two steps, come back where they must, and the money is always all there", () =>
-    Effect.gen(function* () {
-      let rounds = 1
-      while (yield* mortalBank(rounds)) rounds++
-      // Started, sent, noted, received, noted, settled; started, sent, noted, refused, noted, taken back, noted.
-      assert.strictEqual(rounds, 14)
+  it.effect(
+    "survive kill -9 between any two steps, come back where they must, and the money is always all there",
+    () =>
+      Effect.gen(function* () {
+        let rounds = 1
+        while (yield* mortalBank(rounds)) rounds++
+        // Started, sent, noted, received, noted, settled; started, sent, noted, refused, noted, taken back, noted.
+        assert.strictEqual(rounds, 14)
 
-      const live = Transfer.layer(behavior).pipe(
-        Layer.provideMerge(Account.layer(accountBehavior)),
-        Layer.provide(Journal.layer({ shards: 2 }))
-      )
-      yield* Effect.gen(function* () {
-        const accounts = yield* Account
-        const transfers = yield* Transfer
-        let arrived = 0
-        for (let round = 1; round <= rounds; round++) {
-          const arrives = yield* transfers(`arrives-${round}`).Show()
-          assert.strictEqual(arrives.status, "completed")
-          arrived += arrives.cents
-          // The first six died before they had started it.
-          if (round <= 6) continue
-          const returns = yield* transfers(`returns-${round}`).Show()
-          assert.deepInclude(returns, { status: "failed", reason: "the account is closed" })
-        }
-        assert.strictEqual(arrived, 10 * rounds)
-        assert.strictEqual(yield* accounts("to").Balance(), arrived)
-        assert.strictEqual(yield* accounts("from").Balance(), 10_000 - arrived)
-        // Nothing is under way any more, so it can be closed.
-        yield* accounts("from").Withdraw({ cents: 10_000 - arrived })
-        yield* accounts("from")
-          .Close()
-          .pipe(
-            Effect.retry({
-              schedule: Schedule.spaced("10 millis"),
-              times: 500,
-              while: (error) => error._tag === "TransfersPending"
-            })
-          )
-      }).pipe(Effect.provide(live))
-    })
+        const live = Transfer.layer(behavior).pipe(
+          Layer.provideMerge(Account.layer(accountBehavior)),
+          Layer.provide(Journal.layer({ shards: 2 }))
+        )
+        yield* Effect.gen(function* () {
+          const accounts = yield* Account
+          const transfers = yield* Transfer
+          let arrived = 0
+          for (let round = 1; round <= rounds; round++) {
+            const arrives = yield* transfers(`arrives-${round}`).Show()
+            assert.strictEqual(arrives.status, "completed")
+            arrived += arrives.cents
+            // The first six died before they had started it.
+            if (round <= 6) continue
+            const returns = yield* transfers(`returns-${round}`).Show()
+            assert.deepInclude(returns, { status: "failed", reason: "the account is closed" })
+          }
+          assert.strictEqual(arrived, 10 * rounds)
+          assert.strictEqual(yield* accounts("to").Balance(), arrived)
+          assert.strictEqual(yield* accounts("from").Balance(), 10_000 - arrived)
+          // Nothing is under way any more, so it can be closed.
+          yield* accounts("from").Withdraw({ cents: 10_000 - arrived })
+          yield* accounts("from")
+            .Close()
+            .pipe(
+              Effect.retry({
+                schedule: Schedule.spaced("10 millis"),
+                times: 500,
+                while: (error) => error._tag === "TransfersPending"
+              })
+            )
+        }).pipe(Effect.provide(live))
+      }),
+    // Fourteen processes, one after the other.
+    240_000
   )
 })

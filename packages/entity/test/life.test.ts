@@ -39,7 +39,8 @@ class Watched extends Context.Service<Watched>()("test/Watched", {
       confirms: 0,
       beforeAppend: Effect.void as Effect.Effect<void, JournalError>,
       afterAppend: Effect.void as Effect.Effect<void, JournalError>,
-      beforeLoad: Effect.void as Effect.Effect<void>
+      beforeLoad: Effect.void as Effect.Effect<void>,
+      afterLoad: Effect.void as Effect.Effect<void>
     }
     return watched
   })
@@ -164,6 +165,22 @@ describe("read-only commands", () => {
         assert.strictEqual(yield* read, 6)
       }
       assert.strictEqual((yield* Effect.flip(counters("negative").Add({ amount: -1 })))._tag, "Negative")
+    }).pipe(withEntities())
+  )
+
+  it.live("do not take a state whose loading began before they came, if more has been stored since", () =>
+    Effect.gen(function* () {
+      const watched = yield* Watched
+      const counter = (yield* Counter)("a")
+      const gate = Latch.makeUnsafe(false)
+      watched.afterLoad = gate.await
+      const early = yield* start(counter.Total())
+      yield* until(Effect.sync(() => watched.loads === 1))
+      const events = [{ type: "Added", payload: { amount: 5 } }]
+      yield* watched.journal.append({ entityType: "Counter", entityId: "a", expected: "none", events })
+      const late = yield* Effect.forEach([counter.Look(), counter.Peek()], start)
+      yield* gate.open
+      assert.deepStrictEqual(yield* Effect.forEach([early, ...late], Fiber.join), [5, 5, 5])
     }).pipe(withEntities())
   )
 

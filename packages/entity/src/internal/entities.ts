@@ -119,17 +119,16 @@ export class Entities<State> {
     span?: Tracer.Span
   ): Answer {
     return Effect.callback((resume) => {
-      const names = this.#names(entityId, command)
       if (this.#closing) {
         const message = `${command.tag} for ${this.#entityType} "${entityId}": the entities of this process are closing`
-        return resume(fail(new EntitiesClosed({ ...names, stored: "no", message })))
+        return resume(fail(new EntitiesClosed({ ...this.#names(entityId, command), stored: "no", message })))
       }
       const instance = this.#instanceOf(entityId)
-      const size = instance.waiting?.length ?? 0
-      if (size >= this.#env.settings.mailboxSize && command.readOnly === undefined) {
+      const size = command.readOnly === undefined ? (instance.waiting?.length ?? 0) : instance.reads
+      if (size >= this.#env.settings.mailboxSize) {
         this.#env.metrics.failed("MailboxFull")
         const message = `${command.tag} for ${this.#entityType} "${entityId}": ${size} commands wait already (mailboxSize): try later`
-        return resume(fail(new MailboxFull({ ...names, size, message })))
+        return resume(fail(new MailboxFull({ ...this.#names(entityId, command), size, message })))
       }
       const ask = new Ask(instance, command, payload, context, this.#now(), resume)
       ask.span = span
@@ -273,6 +272,7 @@ export class Entities<State> {
     const { instance } = ask
     const { maxRestartBackOff, restartBackOff } = this.#env.settings
     instance.loaded = undefined
+    instance.recovered = false
     const pause = Math.min(maxRestartBackOff, restartBackOff * 2 ** instance.defects++)
     instance.restartAt = this.#now() + pause
     this.#env.metrics.restarts++
@@ -408,9 +408,12 @@ export class Entities<State> {
     if (_tag !== "SequenceConflict") return Effect.fail(this.#journalFailure(instance.entityId, error))
     ask.phase = "deciding"
     this.#env.metrics.conflicts++
-    if (ask.conflicts++ < this.#env.settings.maxConflicts) return this.#turn(ask)
-    const message = `${this.#entityType} "${instance.entityId}": other processes stored events ${ask.conflicts} times while the command was decided, nothing of it was stored`
-    return fail(new TooManyConflicts({ entityType: this.#entityType, entityId: instance.entityId, message }))
+    return ask.conflicts++ < this.#env.settings.maxConflicts ? this.#turn(ask) : this.#tooManyConflicts(ask)
+  }
+
+  #tooManyConflicts({ conflicts, instance: { entityId } }: Ask<State>): Answer {
+    const message = `${this.#entityType} "${entityId}": other processes stored events ${conflicts} times while the command was decided, nothing of it was stored`
+    return fail(new TooManyConflicts({ entityType: this.#entityType, entityId, message }))
   }
 
   // ------------------------------------------------------------------------------------------------ a read
@@ -419,22 +422,24 @@ export class Entities<State> {
   #read(ask: Ask<State>): Answer {
     const { command, instance } = ask
     const { loaded } = instance
-    if (loaded === undefined) return Effect.flatMap(this.#load(instance, false), (fresh) => this.#readFrom(ask, fresh))
+    // What is loaded is looked at again: the loading may have begun before the command came.
+    if (loaded === undefined) return Effect.flatMap(this.#load(instance, false), () => this.#read(ask))
     if (command.readOnly === "local") {
-      return this.#isCurrent(instance.entityId, loaded)
-        ? this.#readFrom(ask, loaded)
-        : Effect.flatMap(this.#load(instance, false), (fresh) => this.#readFrom(ask, fresh))
+      return this.#isCurrent(instance.entityId, loaded) ? this.#readFrom(ask, loaded) : this.#readAgain(ask, loaded)
     }
     return Effect.matchEffect(this.#confirm(instance, loaded), {
       onFailure: (error) =>
-        error.reason._tag !== "SequenceConflict"
-          ? Effect.fail(this.#journalFailure(instance.entityId, error))
-          : instance.loaded === loaded
-            ? // The log has been looked at after the call, so what is loaded now is new enough.
-              Effect.flatMap(this.#load(instance, false), (fresh) => this.#readFrom(ask, fresh))
-            : this.#read(ask),
+        error.reason._tag === "SequenceConflict"
+          ? this.#readAgain(ask, loaded)
+          : Effect.fail(this.#journalFailure(instance.entityId, error)),
       onSuccess: () => this.#readFrom(ask, loaded)
     })
+  }
+
+  #readAgain(ask: Ask<State>, outdated: Loaded<State>): Answer {
+    const { instance } = ask
+    if (instance.loaded === outdated) instance.loaded = undefined
+    return ask.conflicts++ < this.#env.settings.maxConflicts ? this.#read(ask) : this.#tooManyConflicts(ask)
   }
 
   #readFrom(ask: Ask<State>, { state, validThrough }: Loaded<State>): Answer {
@@ -491,7 +496,11 @@ export class Entities<State> {
       this.#recovering.withPermits(1),
       Effect.tap(({ state }) => {
         metrics.recoveries++
-        return recovered === undefined ? Effect.void : (recovered(state, entityId) as Effect.Effect<void>)
+        if (instance.recovered || recovered === undefined) return Effect.void
+        return Effect.tap(recovered(state, entityId) as Effect.Effect<void>, () => {
+          instance.recovered = true
+          return Effect.void
+        })
       })
     )
   }

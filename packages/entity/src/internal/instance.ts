@@ -31,6 +31,8 @@ export class Instance<State> {
   /** Milliseconds of the clock, before which it is not restarted after a defect. */
   restartAt = 0
   draining = false
+  /** What follows its coming into memory has been done. */
+  recovered = false
   /** Opened when it has left memory, where somebody wants that. */
   stopping: Latch.Latch | undefined
 
