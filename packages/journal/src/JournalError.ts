@@ -64,6 +64,11 @@ export class DataCorrupt extends Schema.TaggedError<DataCorrupt>()("DataCorrupt"
 /** A clock is more than a minute off; events stamped by it would spoil the order for everyone. */
 export class ClockSkew extends Schema.TaggedError<ClockSkew>()("ClockSkew", { message: Schema.String }) {}
 
+/** An operation of `JournalAdmin` does not fit what is stored; nothing was changed. */
+export class OperationRefused extends Schema.TaggedError<OperationRefused>()("OperationRefused", {
+  message: Schema.String
+}) {}
+
 /** The journal is closing. */
 export class JournalClosed extends Schema.TaggedError<JournalClosed>()("JournalClosed", { message: Schema.String }) {}
 
@@ -85,6 +90,7 @@ export const Reason = Schema.Union([
   DataCorrupt,
   ClockSkew,
   JournalClosed,
+  OperationRefused,
   StoreFailure
 ])
 

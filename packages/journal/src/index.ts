@@ -1,4 +1,5 @@
 export * as Encoding from "./Encoding.ts"
 export * as EventCodec from "./EventCodec.ts"
 export * as Journal from "./Journal.ts"
+export * as JournalAdmin from "./JournalAdmin.ts"
 export * as JournalError from "./JournalError.ts"

@@ -119,15 +119,27 @@ export const encodeIndexEvent = (entry: Entry): string => {
   return begin + JSON.stringify(item).slice(1)
 }
 
-/** Reads the events of a block whose last one has the given offset and stamp; throws a SyntaxError. */
-export const decodeBlock = (events: string, offset: number, stamp: number): Array<Entry> => {
+/** The events of a text that should be JSON of some; throws an Error that says what it is instead. */
+const itemsOf = (events: string): Array<Item> => {
   const items = JSON.parse(events) as Array<Item>
+  if (!Array.isArray(items)) throw new TypeError("it is no list of events")
+  for (const item of items) {
+    if (!Number.isSafeInteger(item?.n) || item.n < 1) throw new TypeError(`an event has the sequence number ${item?.n}`)
+    if (typeof item.t !== "string") throw new TypeError(`event ${item.n} has the type ${item.t}`)
+  }
+  return items
+}
+
+/** Reads the events of a block whose last one has the given offset and stamp; throws an Error. */
+export const decodeBlock = (events: string, offset: number, stamp: number): Array<Entry> => {
+  const items = itemsOf(events)
   const last = items.length - 1
   const entries = new Array<Entry>(items.length)
   for (let i = 0; i <= last; i++) {
     const item = items[i]!
+    if (typeof item.e !== "string") throw new TypeError(`event ${item.n} belongs to the entity ${item.e}`)
     entries[i] = {
-      entityId: item.e!,
+      entityId: item.e,
       sequence: item.n,
       offset: offset - last + i,
       stamp: stamp - (last - i) * stampStep,
@@ -139,14 +151,12 @@ export const decodeBlock = (events: string, offset: number, stamp: number): Arra
   return entries
 }
 
-/** Reads the events of an index row; throws a SyntaxError. */
+/** Reads the events of an index row; throws an Error. */
 export const decodeIndexRow = (entityId: string, events: string): Array<Entry> =>
-  (JSON.parse(events) as Array<Item>).map((item) => ({
-    entityId,
-    sequence: item.n,
-    offset: item.o!,
-    stamp: item.s!,
-    type: item.t,
-    text: undefined,
-    item
-  }))
+  itemsOf(events).map((item) => {
+    const { n, o: offset, s: stamp, t: type } = item
+    if (!Number.isSafeInteger(offset) || !Number.isSafeInteger(stamp)) {
+      throw new TypeError(`event ${n} has the offset ${offset} and the stamp ${stamp}`)
+    }
+    return { entityId, sequence: n, offset: offset!, stamp: stamp!, type, text: undefined, item }
+  })

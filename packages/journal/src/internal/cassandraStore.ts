@@ -165,7 +165,7 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
       Effect.map(
         session.execute<{
           offset: bigint
-          block_id: { toString(): string }
+          block_id: unknown
           stamp: bigint
           written: bigint
           revision: number | null
@@ -181,7 +181,7 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
         (rows) =>
           rows.map((row) => ({
             offset: Number(row.offset),
-            blockId: row.block_id.toString(),
+            blockId: String(row.block_id),
             stamp: Number(row.stamp),
             written: Number(row.written),
             revision: row.revision ?? 0,

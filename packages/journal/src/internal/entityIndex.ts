@@ -21,10 +21,13 @@ import type { IndexRow, LogId, Store } from "./store.ts"
 const rowEvents = 100
 const rowSize = 64 * 1024
 /** Events of an entity per partition; a multiple of `rowEvents`. */
-const partitionEvents = 10_000
+export const partitionEvents = 10_000
 
-const partitionOf = (sequence: number): number => Math.floor((sequence - 1) / partitionEvents)
+export const partitionOf = (sequence: number): number => Math.floor((sequence - 1) / partitionEvents)
 const rowOf = (sequence: number): number => Math.floor((sequence - 1) / rowEvents)
+
+/** The lowest sequence number at which the row that holds an event can begin. */
+export const rowStart = (sequence: number): number => rowOf(sequence) * rowEvents + 1
 
 /** The events of an entity, in order, as rows. */
 const rowsOf = (entityType: string, entityId: string, entries: ReadonlyArray<Entry>): Array<IndexRow> => {
@@ -74,11 +77,8 @@ const readRows = Effect.fnUntraced(function* (
 ) {
   let next = after + 1
   for (let more = true; more; ) {
-    // The lowest sequence number at which the row that holds `next` can begin.
-    const start = rowOf(next) * rowEvents + 1
-    const rows = yield* store
-      .readIndexRows(generation, log.entityType, entityId, partitionOf(next), start)
-      .pipe(Effect.mapError(storeFailure))
+    const start = rowStart(next)
+    const rows = yield* store.readIndexRows(generation, log.entityType, entityId, partitionOf(next), start)
     let last = 0
     for (const { events } of rows) {
       let entries: ReadonlyArray<Entry>
@@ -166,9 +166,9 @@ export class EntityIndex {
     this.#deletions.set(entityId, Math.max(through, this.#deletions.get(entityId) ?? 0))
   }
 
-  /** Writes what waits into the index, then the watermark, which is the log's head. */
+  /** Writes what waits into the index, then the watermark, which is the log's head. One at a time. */
   flush(head: number): Effect.Effect<void, CassandraError> {
-    if (this.#waiting.size === 0 || this.#writing.size > 0) return Effect.void
+    if (this.#waiting.size === 0) return Effect.void
     const entries = this.#waiting
     const { count } = this
     this.#writing = entries

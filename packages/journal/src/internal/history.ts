@@ -24,16 +24,10 @@ const damaged = (log: ShardLog, entityId: string, what: string) =>
   })
 
 /** The entity's events after a sequence number, up to an offset: each once and without a hole. */
-const entriesAfter = Effect.fnUntraced(function* (
-  store: Store,
-  record: TypeRecord,
-  log: ShardLog,
-  entityId: string,
-  after: number
-) {
+const entriesAfter = Effect.fnUntraced(function* (store: Store, log: ShardLog, entityId: string, after: number) {
   // Memory first: what leaves it while the index is read is in the index by then.
   const recent = log.unindexed(entityId)
-  const found = yield* readIndex(store, log.log, record.indexGeneration, entityId, after, recent.through)
+  const found = yield* readIndex(store, log.log, recent.generation, entityId, after, recent.through)
   for (const entry of recent.entries) if (entry.sequence > after) found.push(entry)
   // Rows of several writers may overlap.
   if (found.some((entry, i) => i > 0 && entry.sequence !== found[i - 1]!.sequence + 1)) {
@@ -74,8 +68,9 @@ const newestSnapshot = Effect.fnUntraced(function* (
   let found: StoredSnapshot | undefined
   for (let sequence = upTo; ; sequence = found.sequence - 1) {
     found = yield* store.readSnapshot(entityType, entityId, sequence).pipe(Effect.mapError(storeFailure))
+    if (found === undefined) return undefined
     // One of another epoch may rest on events that are no more.
-    if (found === undefined || found.epoch !== record.epoch) return undefined
+    if (found.epoch !== record.epoch) continue
     if (found.offset > log.head) {
       yield* log.sync
       if (found.offset > log.head) {
@@ -115,7 +110,7 @@ export const load = Effect.fnUntraced(function* (
   )
   const start = snapshot?.sequence ?? 0
   const after = options.commands === true ? Math.max(0, start - window.events) : start
-  const { entries, through } = yield* entriesAfter(store, record, log, entityId, after)
+  const { entries, through } = yield* entriesAfter(store, log, entityId, after)
   const sequence = entries.at(-1)?.sequence ?? start
   if (sequence < start) {
     return yield* damaged(log, entityId, `there is a snapshot after event ${start}, and no event after ${sequence}`)

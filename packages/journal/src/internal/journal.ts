@@ -13,13 +13,21 @@ import {
   type Position,
   type Snapshot
 } from "../Journal.ts"
-import { EncodingFailure, JournalError, MalformedAppend, SequenceConflict, SettingsMismatch } from "../JournalError.ts"
+import {
+  DataLost,
+  EncodingFailure,
+  JournalError,
+  MalformedAppend,
+  SequenceConflict,
+  SettingsMismatch
+} from "../JournalError.ts"
 import { deletedType, encodeBody } from "./block.ts"
-import { carryOut } from "./deletion.ts"
+import { carryOut, goOn } from "./deletion.ts"
 import { EventFormat } from "./events.ts"
 import { closed, storeFailure } from "./failure.ts"
 import { load as loadEntity, type Window } from "./history.ts"
 import { type AppendRequest, type Limits, ShardLog } from "./shardLog.ts"
+import { shardOf as shardOfEntity } from "./shardOf.ts"
 import type { Deletion, Store, StoredSnapshot, TypeRecord } from "./store.ts"
 import { makeStreams } from "./streams.ts"
 
@@ -27,19 +35,15 @@ const maxBlockEvents = 2000
 const maxBlockSize = 192 * 1024
 /** How often an append looks anew when others store events of the entity meanwhile. */
 const maxLooks = 50
-
-/** FNV-1a over UTF-16 code units (http://www.isthe.com/chongo/tech/comp/fnv/), with a final mix as in MurmurHash3. */
-const hash = (text: string): number => {
-  let h = 0x811c9dc5
-  for (let i = 0; i < text.length; i++) h = Math.imul(h ^ text.charCodeAt(i), 0x01000193)
-  h = Math.imul(h ^ (h >>> 16), 0x85ebca6b)
-  h = Math.imul(h ^ (h >>> 13), 0xc2b2ae35)
-  return (h ^ (h >>> 16)) >>> 0
-}
+/** How often a process looks whether an operator has rebuilt the index, and how long it may not have, in milliseconds. */
+const recordInterval = 20_000
+const maxRecordAge = 60_000
 
 /** An entity type in use: its record, and the logs of its shards that were started. */
 interface TypeInUse {
-  readonly record: TypeRecord
+  record: TypeRecord
+  /** When the record was looked at last, in milliseconds. */
+  looked: number
   readonly logs: Array<ShardLog | undefined>
 }
 
@@ -91,6 +95,7 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
   const typeOf = Effect.fnUntraced(function* (entityType: string) {
     const known = types.get(entityType)
     if (known !== undefined) return known
+    const looked = clock.currentTimeMillisUnsafe()
     const record = yield* store.recordType(entityType, wanted).pipe(Effect.mapError(storeFailure))
     for (const [setting, field] of [
       ["shards", "shards"],
@@ -114,21 +119,50 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
         })
       }
     }
-    const inUse: TypeInUse = { record, logs: new Array<ShardLog | undefined>(shards).fill(undefined) }
+    const inUse: TypeInUse = { record, looked, logs: new Array<ShardLog | undefined>(shards).fill(undefined) }
     types.set(entityType, inUse)
     return inUse
   })
 
+  /** Looks whether an operator has rebuilt the index, or accepted a restore. */
+  const look = Effect.fnUntraced(function* (entityType: string, inUse: TypeInUse) {
+    const begin = clock.currentTimeMillisUnsafe()
+    const record = yield* store.recordType(entityType, wanted).pipe(Effect.mapError(storeFailure))
+    const logs = inUse.logs.filter((log) => log !== undefined)
+    if (record.epoch !== inUse.record.epoch) {
+      const message = `a restore of ${entityType} was accepted, and what this process knows is older than that: start it again`
+      const error = new JournalError({ reason: new DataLost({ entityType, shard: logs[0]?.log.shard ?? 0, message }) })
+      for (const log of logs) log.halt(error)
+      return yield* error
+    }
+    for (const log of logs) {
+      if (log.generation !== record.indexGeneration) yield* log.adopt(record.indexGeneration)
+    }
+    inUse.record = record
+    inUse.looked = begin
+  })
+
+  /** After it, the record is known as it was a short while ago: an index that is out of use is removed much later. */
+  const current = (entityType: string, inUse: TypeInUse): Effect.Effect<void, JournalError> =>
+    Effect.suspend(() =>
+      Math.abs(clock.currentTimeMillisUnsafe() - inUse.looked) < maxRecordAge
+        ? Effect.void
+        : Effect.asVoid(look(entityType, inUse))
+    )
+
   const startLog = (entityType: string, shard: number) =>
     Effect.gen(function* () {
-      const { logs, record } = yield* typeOf(entityType)
+      const inUse = yield* typeOf(entityType)
+      const { logs } = inUse
       const present = logs[shard]
       if (present !== undefined) return present
+      yield* current(entityType, inUse)
+      const { record } = inUse
       const log = new ShardLog(store, { entityType, shard }, record, limits, clock)
       yield* log.start
       if (closing) return yield* closed()
       yield* Effect.forkIn(log.run, running)
-      yield* Effect.forkIn(resumeDeletions(log, record), running)
+      yield* Effect.forkIn(resumeDeletions(log), running)
       logs[shard] = log
       return log
     }).pipe(starting.withPermits(1), Effect.uninterruptible)
@@ -137,8 +171,6 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
     const log = types.get(entityType)?.logs[shard]
     return log === undefined ? startLog(entityType, shard) : Effect.succeed(log)
   }
-
-  const recordOf = (entityType: string) => types.get(entityType)!.record
 
   const allLogs = () => [...types.values()].flatMap(({ logs }) => logs.filter((log) => log !== undefined))
 
@@ -150,6 +182,15 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
     Effect.withTracerEnabled(false),
     Effect.forkIn(running)
   )
+  yield* Effect.suspend(() =>
+    Effect.forEach(types, ([entityType, inUse]) => look(entityType, inUse), { discard: true })
+  ).pipe(
+    Effect.catch((error) => Effect.logWarning(`the record of an entity type was not read: ${error.message}`)),
+    Effect.delay(recordInterval),
+    Effect.forever,
+    Effect.withTracerEnabled(false),
+    Effect.forkIn(running)
+  )
   yield* Effect.addFinalizer(() => {
     closing = true
     return Effect.forEach(allLogs(), (log) => log.close, { concurrency: "unbounded", discard: true })
@@ -157,7 +198,7 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
 
   // ---------------------------------------------------------------------------------------------- entities
 
-  const shardOf = (entityId: string) => hash(entityId) % shards
+  const shardOf = (entityId: string) => shardOfEntity(entityId, shards)
 
   const send = ({ entityId, entityType }: EntityKey, request: AppendRequest) => {
     const shard = shardOf(entityId)
@@ -167,10 +208,17 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
       : log.append(request)
   }
 
-  const load = (entity: EntityKey, options: LoadOptions = {}) =>
-    Effect.flatMap(logOf(entity.entityType, shardOf(entity.entityId)), (log) =>
-      loadEntity(store, recordOf(entity.entityType), log, format, window, clock, entity, options)
-    )
+  const load = Effect.fnUntraced(function* (entity: EntityKey, options: LoadOptions = {}) {
+    const log = yield* logOf(entity.entityType, shardOf(entity.entityId))
+    const inUse = types.get(entity.entityType)!
+    for (;;) {
+      const { generation } = log
+      const loaded = yield* loadEntity(store, inUse.record, log, format, window, clock, entity, options)
+      // A process that was stopped for long may have read an index that is no more.
+      yield* current(entity.entityType, inUse)
+      if (generation === log.generation) return loaded
+    }
+  })
 
   const unlike = ({ entityId, entityType }: EntityKey, expected: number | string, sequence: number) => {
     const is = sequence === 0 ? "has no events" : `has ${sequence} events`
@@ -178,8 +226,8 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
     return new JournalError({ reason: new SequenceConflict({ entityType, entityId, expected, message }) })
   }
 
-  /** Looks where the entity stands, and whether the command is known, then appends; again when others were first. */
-  const look = Effect.fnUntraced(function* (
+  /** Finds out where the entity stands, and whether the command is known, then appends; again when others were first. */
+  const place = Effect.fnUntraced(function* (
     self: Append,
     bodies: AppendRequest["events"],
     size: number
@@ -223,7 +271,7 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
       let size = 0
       for (const { text } of events) size += text.length
       const { command, entityId, expected } = self
-      if (typeof expected !== "object") return look(self, events, size)
+      if (typeof expected !== "object") return place(self, events, size)
       const { sequence, validThrough } = expected
       if (events.length === 0) return Effect.succeed({ sequence, validThrough, repeated: false, answer: undefined })
       return Effect.map(
@@ -266,21 +314,11 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
 
   // ---------------------------------------------------------------------------------------------- deleting
 
-  /** Goes on with what a process began that is no more. */
-  const resumeDeletions = (log: ShardLog, record: TypeRecord) =>
+  /** Goes on with what processes began that are no more. */
+  const resumeDeletions = (log: ShardLog) =>
     Effect.gen(function* () {
       for (const deletion of yield* store.readDeletions(log.log).pipe(Effect.mapError(storeFailure))) {
-        yield* log.sync
-        const { entityId, marker, through } = deletion
-        const { events, sequence } = yield* load({ entityType: log.log.entityType, entityId })
-        const fact = events.find((event) => event.sequence === marker)
-        // Its fact may be behind a snapshot; it may also be about to be logged, or another event may have been first.
-        if (sequence < marker) continue
-        if (fact !== undefined && !(fact.type === deletedType && (fact.payload as Deletion).through === through)) {
-          yield* store.removeDeletion(log.log, deletion).pipe(Effect.mapError(storeFailure))
-          continue
-        }
-        yield* carryOut(store, log, record, deletion)
+        yield* goOn(store, log, load, deletion)
       }
     }).pipe(
       Effect.catch((error) =>
@@ -328,7 +366,7 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
         })
       )
       if (Result.isSuccess(placed)) {
-        yield* carryOut(store, log, recordOf(entityType), deletion)
+        yield* carryOut(store, log, deletion)
         return placed.success
       }
       if (placed.failure.reason._tag !== "SequenceConflict" || looks >= maxLooks) return yield* placed.failure

@@ -4,12 +4,12 @@
  */
 import type { CassandraError } from "@effect-cassandra/session/CassandraError"
 import driver from "cassandra-driver"
-import { type Clock, Effect, Exit, Latch, Random, Schedule } from "effect"
+import { type Clock, Effect, Exit, Latch, Random, Schedule, Semaphore } from "effect"
 import { ClockSkew, JournalError, OutcomeUnknown, SequenceConflict } from "../JournalError.ts"
 import { afterDeletion, BlockBuilder, type Body, deletedType, type Entry, itemOf, stampStep } from "./block.ts"
 import { EntityIndex } from "./entityIndex.ts"
 import { closed, corrupt, lost, nameOf, storeFailure } from "./failure.ts"
-import { type Block, firstPlace, LogReader, placeAfter } from "./logReader.ts"
+import { type Block, type Cursor, firstPlace, LogReader, placeAfter } from "./logReader.ts"
 import type { BlockAppend, LogId, Place, Store, TypeRecord } from "./store.ts"
 
 /** Bounds of a shard's log; all have good defaults in `Journal`. */
@@ -73,9 +73,11 @@ export class ShardLog {
   readonly reader: LogReader
   /** Offset of the last event that this process has seen. */
   head = 0
+  /** The generation of the index that is in use. */
+  generation: number
   readonly #store: Store
   readonly #record: TypeRecord
-  readonly #index: EntityIndex
+  #index: EntityIndex
   readonly #limits: Limits
   readonly #clock: Clock.Clock
 
@@ -101,6 +103,7 @@ export class ShardLog {
   #fatal: JournalError | undefined
   #closing = false
   readonly #wake = Latch.makeUnsafe(false)
+  readonly #flushing = Semaphore.makeUnsafe(1)
   readonly #indexed = Latch.makeUnsafe(true)
   readonly #listeners = new Set<() => void>()
 
@@ -111,6 +114,7 @@ export class ShardLog {
     this.#record = record
     this.#limits = limits
     this.reader = new LogReader(store, log, record)
+    this.generation = record.indexGeneration
     this.#index = new EntityIndex(store, log, record.indexGeneration)
   }
 
@@ -146,8 +150,12 @@ export class ShardLog {
   }
 
   /** The events of an entity that are not surely in the index yet, and the offset up to where they are complete. */
-  unindexed(entityId: string): { readonly entries: ReadonlyArray<Entry>; readonly through: number } {
-    return { entries: this.#index.entriesOf(entityId), through: this.head }
+  unindexed(entityId: string): {
+    readonly entries: ReadonlyArray<Entry>
+    readonly through: number
+    readonly generation: number
+  } {
+    return { entries: this.#index.entriesOf(entityId), through: this.head, generation: this.generation }
   }
 
   /** The blocks in memory after an offset, or undefined where memory does not reach back that far. */
@@ -184,6 +192,13 @@ export class ShardLog {
     return () => this.#listeners.delete(listener)
   }
 
+  /** Lets the shard serve no more. */
+  halt(error: JournalError): void {
+    this.#stop(error)
+    // Readers wait for the head.
+    for (const listener of [...this.#listeners]) listener()
+  }
+
   /** Why the shard serves no more, if so. */
   get failure(): JournalError | undefined {
     return this.#fatal
@@ -199,9 +214,7 @@ export class ShardLog {
   readonly start: Effect.Effect<void, JournalError> = Effect.suspend(() => this.#start())
 
   readonly #start = Effect.fnUntraced(function* (this: ShardLog) {
-    const watermark = yield* this.#store
-      .readWatermark(this.log, this.#record.indexGeneration)
-      .pipe(Effect.mapError(storeFailure))
+    const watermark = yield* this.#store.readWatermark(this.log, this.generation).pipe(Effect.mapError(storeFailure))
     if (watermark > 0) {
       const found = yield* this.reader.find(watermark, true)
       if (found === undefined) {
@@ -596,8 +609,34 @@ export class ShardLog {
 
   // ------------------------------------------------------------------------------------------------ the index
 
-  /** Writes the events since the last time into the index, then the watermark. */
+  /**
+   * Goes over to another generation of the index, which was computed from the log: what the log has after its watermark
+   * waits for it from then on.
+   */
+  readonly adopt = Effect.fnUntraced(function* (this: ShardLog, generation: number) {
+    const index = new EntityIndex(this.#store, this.log, generation)
+    let position = yield* this.#store.readWatermark(this.log, generation).pipe(Effect.mapError(storeFailure))
+    let cursor: Cursor | undefined = yield* this.reader.locate(position, true)
+    while (position < this.head) {
+      if (cursor === undefined) {
+        return yield* lost(this.log, `the index is complete up to ${position}, the log has no event there`)
+      }
+      const { blocks, cursor: next } = yield* this.reader.demand(cursor, this.head)
+      for (const block of blocks) {
+        // What is not followed yet comes by itself.
+        if (block.to > this.head) break
+        index.add(block.entries)
+        position = block.to
+      }
+      cursor = next
+    }
+    this.#index = index
+    this.generation = generation
+  })
+
+  /** Writes the events since the last time into the index, then the watermark; after what is being written now. */
   readonly index: Effect.Effect<void, CassandraError> = Effect.suspend(() => this.#index.flush(this.head)).pipe(
+    this.#flushing.withPermits(1),
     Effect.ensuring(Effect.sync(() => this.#indexed.openUnsafe()))
   )
 }
