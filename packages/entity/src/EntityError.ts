@@ -55,6 +55,15 @@ export class CommandIdReused extends Schema.TaggedError<CommandIdReused>()("Comm
   commandId: Schema.String
 }) {}
 
+/**
+ * The command may have been carried out before, and the entity has had so many events since that it does not know: the
+ * journal's `commandWindow` is too small. It is not carried out.
+ */
+export class CommandTooOld extends Schema.TaggedError<CommandTooOld>()("CommandTooOld", {
+  ...Command,
+  commandId: Schema.String
+}) {}
+
 /** The command was carried out before, and its first answer no longer fits the schemas of the command. */
 export class UndecodableAnswer extends Schema.TaggedError<UndecodableAnswer>()("UndecodableAnswer", {
   ...Command,
@@ -77,6 +86,7 @@ export const Reason = Schema.Union([
   RecoveryTimeout,
   EntitiesClosed,
   CommandIdReused,
+  CommandTooOld,
   UndecodableAnswer,
   JournalFailure
 ])

@@ -5,7 +5,7 @@ import * as PersistentEntity from "../src/PersistentEntity.ts"
 import * as ReadOnly from "../src/ReadOnly.ts"
 
 export const Added = Schema.TaggedStruct("Added", { amount: Schema.Int })
-export const Renamed = Schema.TaggedStruct("Renamed", { name: Schema.String, at: Schema.Date })
+const Renamed = Schema.TaggedStruct("Renamed", { name: Schema.String, at: Schema.Date })
 
 export class Negative extends Schema.TaggedError<Negative>()("Negative", { total: Schema.Int }) {}
 

@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Journal } from "@effect-cassandra/journal/Journal"
-import { Effect, Exit, Layer, References, Schedule, Schema, Scope } from "effect"
+import { Effect, Exit, Layer, Metric, References, Schedule, Schema, Scope } from "effect"
 import { Rpc } from "effect/rpc"
 import * as Decision from "../src/Decision.ts"
 import * as PersistentEntity from "../src/PersistentEntity.ts"
@@ -188,6 +188,40 @@ describe("reactions", () => {
       const stored = yield* journal.load({ entityType: "Box", entityId: "x" }, { snapshotsUpTo: 0 })
       assert.strictEqual(stored.events.length, 3)
     }).pipe(inMemory)
+  )
+
+  it.live("do not do what may have been done, where that is no longer remembered", () =>
+    Effect.gen(function* () {
+      const journal = yield* Journal
+      const forgetful: Journal["Service"] = { ...journal, saveSnapshot: () => Effect.void }
+      yield* process(
+        forgetful,
+        Effect.gen(function* () {
+          yield* orderThing("x", "a")
+          yield* until(logOf("x"), (log) => log.includes("Delivered a"))
+          const boxes = yield* Box
+          for (const thing of ["b", "c", "d"]) yield* boxes("x").Put({ thing })
+        })
+      )
+      yield* process(
+        forgetful,
+        Effect.gen(function* () {
+          yield* until(Metric.snapshot, (all) =>
+            all.some(
+              ({ attributes, id, state }) =>
+                id === "entity.reaction_failures" &&
+                attributes?.["entity.type"] === "Order" &&
+                "count" in state &&
+                state.count > 0
+            )
+          )
+          assert.deepStrictEqual(yield* thingsIn("x"), ["a", "b", "c", "d"])
+        })
+      )
+    }).pipe(
+      Effect.provide(Journal.layerMemory({ shards: 1, commandWindow: { events: 3 } }), { local: true }),
+      Effect.provideService(References.MinimumLogLevel, "None")
+    )
   )
 
   it.live("that are done and noted are not begun again", () =>

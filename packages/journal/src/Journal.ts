@@ -185,6 +185,11 @@ export interface Loaded extends Position {
   readonly events: ReadonlyArray<EventEnvelope>
   /** The commands in the window by id, where they were asked for. */
   readonly commands: ReadonlyMap<string, KnownCommand>
+  /**
+   * From which event on all commands are among them: its sequence number, and the stamp of it; `1` and `0` when those of
+   * all events are. A command that may have come before is not known to be new.
+   */
+  readonly commandsFrom: { readonly sequence: number; readonly stamp: number }
   /** Events up to this sequence number are deleted. */
   readonly deletedThrough: number
 }

@@ -7,6 +7,8 @@ export interface CommandIds {
   readonly of: (tag: string) => string
   /** Whether an id that comes again must come with the same payload. */
   readonly strict: boolean
+  /** Microseconds since the epoch, before which nobody can have given the command. */
+  readonly since?: number
 }
 
 /** The ids of the commands in an effect; without it they have none. */

@@ -2,12 +2,13 @@
  * The entities of one type in this process: commands take turns at each, are decided, stored and answered.
  */
 import type { StoredEvent } from "@effect-cassandra/journal/EventCodec"
-import type { Append, Journal, LogPosition } from "@effect-cassandra/journal/Journal"
+import type { Append, Journal, Json, LogPosition } from "@effect-cassandra/journal/Journal"
 import type { JournalError } from "@effect-cassandra/journal/JournalError"
 import { Cause, type Clock, Context, Effect, Exit, Fiber, Latch, type Scope, Semaphore, Tracer } from "effect"
 import {
   CommandIdReused,
   CommandTimeout,
+  CommandTooOld,
   EntitiesClosed,
   EntityError,
   JournalFailure,
@@ -294,7 +295,9 @@ export class Entities<State> {
     if (ids !== undefined) {
       if (loaded.commands === undefined) return Effect.flatMap(this.#load(instance, true), () => this.#turn(ask))
       const id = ids.of(command.tag)
-      if (loaded.commands.has(id)) return this.#repeat(ask, loaded, id)
+      const { answers, from } = loaded.commands
+      if (answers.has(id)) return this.#repeat(ask, loaded, answers.get(id), id)
+      if (ids.since !== undefined && ids.since < from.stamp) return this.#tooOld(ask, id)
     }
     const decided = command.decide(loaded.state, payload)
     return Effect.isEffect(decided)
@@ -357,9 +360,9 @@ export class Entities<State> {
       onFailure: (error) => this.#onFailure(ask, loaded, error),
       onSuccess: ({ sequence, validThrough }) => {
         const { commands } = loaded
-        if (append.command !== undefined) commands?.set(append.command.id, append.command.answer)
+        if (append.command !== undefined) commands?.answers.set(append.command.id, append.command.answer)
         // Asked for again, they are those of the window only.
-        const kept = commands !== undefined && commands.size > maxCommands ? undefined : commands
+        const kept = commands !== undefined && commands.answers.size > maxCommands ? undefined : commands
         const next: Loaded<State> = { state, sequence, validThrough, commands: kept }
         instance.loaded = next
         ask.stored = events.length
@@ -374,13 +377,10 @@ export class Entities<State> {
   }
 
   /** The first answer of a command that was carried out before. */
-  #repeat(ask: Ask<State>, loaded: Loaded<State>, commandId: string): Answer {
+  #repeat(ask: Ask<State>, loaded: Loaded<State>, stored: Json | undefined, commandId: string): Answer {
     const { command, ids, instance, payload } = ask
     const { entityId } = instance
-    const answer = command.answers.decode(
-      loaded.commands!.get(commandId),
-      ids!.strict ? command.answers.digest(payload) : undefined
-    )
+    const answer = command.answers.decode(stored, ids!.strict ? command.answers.digest(payload) : undefined)
     if (ask.place !== undefined) ask.place.last = this.#placeOf(entityId, loaded.validThrough)
     if (typeof answer !== "string") return answer
     const what = `${command.tag} for ${this.#entityType} "${entityId}" with the id "${commandId}"`
@@ -398,6 +398,12 @@ export class Entities<State> {
             message: `${what} was carried out before, but its answer no longer fits the schemas of the command`
           })
         )
+  }
+
+  /** Rather not at all than twice. */
+  #tooOld({ command, instance: { entityId } }: Ask<State>, commandId: string): Answer {
+    const message = `${command.tag} for ${this.#entityType} "${entityId}" with the id "${commandId}": the entity has had more events since than its commands are remembered, so it may have been carried out before, and was not now: raise the journal's commandWindow`
+    return fail(new CommandTooOld({ ...this.#names(entityId, command), commandId, message }))
   }
 
   /** After a failure of the journal the state may no longer be the newest. */
@@ -656,10 +662,19 @@ const answerOf = <State>(decision: AnyDecision<State>, state: State): Exit.Exit<
     ? Exit.fail(decision.error)
     : Exit.succeed(decision._tag === "Reply" ? decision.value : decision.reply(state))
 
-/** The one that reaches further, with the commands that either knows. */
+/** The one that reaches further, with the commands that either knows, if the two leave no gap. */
 const newer = <State>(before: Loaded<State> | undefined, loaded: Loaded<State>): Loaded<State> => {
   if (before === undefined) return loaded
   const [later, earlier] = before.validThrough <= loaded.validThrough ? [loaded, before] : [before, loaded]
-  if (later.sequence === earlier.sequence) later.commands ??= earlier.commands
+  if (earlier.commands === undefined) return later
+  if (later.commands === undefined) {
+    if (later.sequence === earlier.sequence) later.commands = earlier.commands
+  } else if (later.commands.from.sequence <= earlier.sequence + 1) {
+    const [first, second] =
+      later.commands.from.sequence <= earlier.commands.from.sequence
+        ? [later.commands, earlier.commands]
+        : [earlier.commands, later.commands]
+    later.commands = { answers: new Map([...first.answers, ...second.answers]), from: first.from }
+  }
   return later
 }

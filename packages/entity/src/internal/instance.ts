@@ -1,4 +1,4 @@
-import type { Json } from "@effect-cassandra/journal/Journal"
+import type { Json, Loaded as Stored } from "@effect-cassandra/journal/Journal"
 import type { Fiber, Latch } from "effect"
 import type { EntityError } from "../EntityError.ts"
 import type { Ask } from "./ask.ts"
@@ -9,8 +9,8 @@ export interface Loaded<State> {
   readonly sequence: number
   /** All events of the entity up to this offset of its shard are in the state. */
   validThrough: number
-  /** The answers to commands with an id, once they are asked for. */
-  commands: Map<string, Json | undefined> | undefined
+  /** The answers to commands with an id, once they are asked for, and from which event on they are known. */
+  commands: { readonly answers: Map<string, Json | undefined>; readonly from: Stored["commandsFrom"] } | undefined
 }
 
 /** An entity in memory. Small, for there may be many. */

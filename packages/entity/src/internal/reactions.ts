@@ -3,6 +3,7 @@
  */
 import type { EventCodec } from "@effect-cassandra/journal/EventCodec"
 import { CurrentMetadata, type EventEnvelope, type Journal } from "@effect-cassandra/journal/Journal"
+import { DataLost, JournalError } from "@effect-cassandra/journal/JournalError"
 import {
   Cause,
   type Clock,
@@ -66,6 +67,8 @@ export class Reactions {
   readonly #queues = new Map<string, Array<Effect.Effect<void>>>()
   readonly #room = Latch.makeUnsafe(true)
   #changed = false
+  /** Of the log; what was noted of another is noted apart. */
+  #epoch = 1
 
   constructor(env: Environment, shard: number) {
     this.#env = env
@@ -91,26 +94,38 @@ export class Reactions {
 
   // ------------------------------------------------------------------------------------------------ progress
 
-  get #key() {
-    return { entityType: `${this.#env.entityType}.reactions`, entityId: `shard-${this.#shard}` }
+  #key(epoch: number) {
+    const entityId = epoch === 1 ? `shard-${this.#shard}` : `shard-${this.#shard}-epoch-${epoch}`
+    return { entityType: `${this.#env.entityType}.reactions`, entityId }
   }
 
   /** Takes up what was not done when the last process ended. */
   readonly #resume = Effect.suspend(() =>
     Effect.gen({ self: this }, function* () {
       const { entityType, journal } = this.#env
-      const { snapshot } = yield* journal.load(this.#key)
+      const shard = this.#shard
+      this.#epoch = yield* journal.epoch(entityType)
+      const head = yield* journal.head(entityType, shard)
+      let epoch = this.#epoch
+      let { snapshot } = yield* journal.load(this.#key(epoch))
+      // After a restore, what was noted before holds for the events that are left.
+      while (Option.isNone(snapshot) && epoch > 1) snapshot = (yield* journal.load(this.#key(--epoch))).snapshot
       const saved = Option.flatMap(snapshot, ({ state }) => readProgress(state))
       if (Option.isNone(snapshot) || Option.isNone(saved)) return
+      const through = snapshot.value.sequence
+      if (through > head && epoch === this.#epoch) {
+        const message = `the log of ${entityType} shard ${shard} ends at ${head}, and was followed up to ${through}: it was lost, or an older copy restored`
+        return yield* new JournalError({ reason: new DataLost({ entityType, shard, message }) })
+      }
       const { reactions, timers } = saved.value
-      const offsets = [...new Set([...reactions, ...timers])].sort((a, b) => a - b)
+      const offsets = [...new Set([...reactions, ...timers])].filter((offset) => offset <= head).sort((a, b) => a - b)
       for (const offset of offsets) {
-        const event = yield* journal.currentEvents(entityType, this.#shard, offset - 1).pipe(Stream.runHead)
+        const event = yield* journal.currentEvents(entityType, shard, offset - 1).pipe(Stream.runHead)
         if (Option.isSome(event)) {
           yield* this.#begin(event.value, reactions.includes(offset), timers.includes(offset))
         }
       }
-      this.#through = snapshot.value.sequence
+      this.#through = Math.min(through, head)
     })
   )
 
@@ -120,14 +135,16 @@ export class Reactions {
     this.#changed = false
     const through = this.#through
     const state = { reactions: [...this.#reactions], timers: [...this.#timers] }
-    return this.#env.journal.saveSnapshot(this.#key, { sequence: through, validThrough: 0, state }, through - 1).pipe(
-      Effect.catch((error) => {
-        this.#changed = true
-        return Effect.logWarning(
-          `${this.#name}: what is done could not be noted, it may be done again: ${error.message}`
-        )
-      })
-    )
+    return this.#env.journal
+      .saveSnapshot(this.#key(this.#epoch), { sequence: through, validThrough: 0, state }, through - 1)
+      .pipe(
+        Effect.catch((error) => {
+          this.#changed = true
+          return Effect.logWarning(
+            `${this.#name}: what is done could not be noted, it may be done again: ${error.message}`
+          )
+        })
+      )
   }).pipe(Effect.withTracerEnabled(false))
 
   get #name() {
@@ -221,9 +238,9 @@ export class Reactions {
   /** Tries again until it is done. The commands in it have ids that are the same each time. */
   #untilDone(event: EventEnvelope, part: string, job: Job): Effect.Effect<void> {
     const { entityType, metrics, services } = this.#env
-    const { entityId, metadata, sequence, type } = event
+    const { entityId, metadata, sequence, stamp, type } = event
     const id = `${entityType}/${entityId}/${sequence}${part}`
-    const ids = { of: (command: string) => `${id}/${command}`, strict: false }
+    const ids = { of: (command: string) => `${id}/${command}`, strict: false, since: stamp }
     const correlationId = metadata.correlationId ?? metadata.commandId
     return job.pipe(
       Effect.withSpan(`${entityType} reacts to ${type}`, {

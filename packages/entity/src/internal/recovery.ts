@@ -46,7 +46,10 @@ export const recover = <State>(
       for (const one of event.success) state = model.apply(state, one)
     }
     const commands = withCommands
-      ? new Map([...stored.commands].map(([id, { answer }]) => [id, answer] as const))
+      ? {
+          answers: new Map([...stored.commands].map(([id, { answer }]) => [id, answer] as const)),
+          from: stored.commandsFrom
+        }
       : undefined
     return { state, sequence: stored.sequence, validThrough: stored.validThrough, commands }
   })

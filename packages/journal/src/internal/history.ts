@@ -119,6 +119,8 @@ export const load = Effect.fnUntraced(function* (
   const commands = new Map<string, KnownCommand>()
   let deletedThrough = 0
   const oldest = (clock.currentTimeMillisUnsafe() - window.millis) * 1000
+  // Without a command in the window it begins after the newest event.
+  let commandsFrom = { sequence: sequence + 1, stamp: sequence === 0 ? 0 : oldest }
   for (const entry of entries) {
     if (entry.type === deletedType) {
       const deleted = (itemOf(entry).p as { readonly through: number }).through
@@ -129,6 +131,12 @@ export const load = Effect.fnUntraced(function* (
       }
     }
     if (options.commands === true && entry.sequence > sequence - window.events && entry.stamp >= oldest) {
+      if (entry.sequence < commandsFrom.sequence) {
+        // The one before is out of the window by count or by age.
+        const first = sequence - window.events + 1
+        const stamp = entry.sequence === 1 ? 0 : entry.sequence === first ? entry.stamp : oldest
+        commandsFrom = { sequence: entry.sequence, stamp }
+      }
       const { a, m } = itemOf(entry)
       if (m?.commandId !== undefined) commands.set(m.commandId, { sequence: entry.sequence, answer: a })
     }
@@ -145,6 +153,7 @@ export const load = Effect.fnUntraced(function* (
     snapshot: Option.fromUndefinedOr(snapshot),
     events,
     commands,
+    commandsFrom,
     deletedThrough,
     sequence,
     validThrough: through
