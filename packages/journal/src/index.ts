@@ -1,5 +1,6 @@
 export * as Encoding from "./Encoding.ts"
 export * as EventCodec from "./EventCodec.ts"
+export * as EventStream from "./EventStream.ts"
 export * as Journal from "./Journal.ts"
 export * as JournalAdmin from "./JournalAdmin.ts"
 export * as JournalError from "./JournalError.ts"
