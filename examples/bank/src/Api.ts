@@ -1,5 +1,6 @@
+import * as EventStream from "@effect-cassandra/journal/EventStream"
 import { Schema } from "effect"
-import { HttpApi, HttpApiEndpoint, HttpApiGroup, HttpApiMiddleware, OpenApi } from "effect/http-api"
+import { HttpApi, HttpApiEndpoint, HttpApiGroup, HttpApiMiddleware, HttpApiSchema, OpenApi } from "effect/http-api"
 import {
   AccountClosed,
   AccountExists,
@@ -116,9 +117,48 @@ const Views = HttpApiGroup.make("views")
   )
   .annotateMerge(OpenApi.annotations({ description: "Views: milliseconds behind" }))
 
+/** An event as it is stored, with the version of its schema, and the position to go on after it. */
+export const FeedEvent = Schema.Struct({
+  position: EventStream.OffsetFromString,
+  account: Schema.String,
+  sequence: Schema.Int,
+  time: Schema.String,
+  type: Schema.String,
+  version: Schema.Int,
+  metadata: Schema.Record(Schema.String, Schema.Json),
+  payload: Schema.Json
+})
+
+const feed = {
+  query: {
+    after: Schema.optional(EventStream.OffsetFromString),
+    since: Schema.optional(Schema.DateTimeUtcFromString),
+    live: Schema.optional(Schema.Literals(["true", "false"]))
+  },
+  headers: { "last-event-id": Schema.optional(EventStream.OffsetFromString) },
+  error: [MalformedRequest, BankUnavailable]
+} as const
+
+/** The feed by itself. */
+export const Feed = HttpApiGroup.make("feed")
+  .add(
+    HttpApiEndpoint.get("sse", "/events", { ...feed, success: HttpApiSchema.StreamSse({ data: FeedEvent }) }),
+    HttpApiEndpoint.get("ndjson", "/events.ndjson", {
+      ...feed,
+      success: HttpApiSchema.StreamNdjson({ schema: FeedEvent })
+    })
+  )
+  .annotateMerge(
+    OpenApi.annotations({
+      description:
+        "The events of all accounts, for other services: those of an account in order, each once. It goes on after Last-Event-ID or `after`, or begins with `since`; with `live=false` it ends with the last event that is stored"
+    })
+  )
+
 export class BankApi extends HttpApi.make("bank")
   .add(Accounts)
   .add(Transfers)
   .add(Views)
+  .add(Feed)
   .middleware(Validation)
   .annotateMerge(OpenApi.annotations({ title: "Bank", description: "Accounts, with money in cents" })) {}

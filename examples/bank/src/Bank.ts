@@ -9,6 +9,7 @@ import { HttpRouter } from "effect/http"
 import { HttpApiBuilder, HttpApiMiddleware, HttpApiScalar } from "effect/http-api"
 import { Account, behavior } from "./Account.ts"
 import { BankApi, BankUnavailable, MalformedRequest, Validation } from "./Api.ts"
+import { EventFeed, OpenFeeds } from "./EventFeed.ts"
 import { Transfer, behavior as transferBehavior } from "./Transfer.ts"
 import { AccountStatement, AccountsOfOwner, accountsOf, statementOf } from "./Views.ts"
 
@@ -95,7 +96,7 @@ const ViewsLive = HttpApiBuilder.group(
   })
 )
 
-const ValidationLive = HttpApiMiddleware.layerSchemaErrorTransform(Validation, (error) =>
+export const ValidationLive = HttpApiMiddleware.layerSchemaErrorTransform(Validation, (error) =>
   Effect.fail(error.kind.startsWith("Response") ? error : new MalformedRequest({ message: error.cause.message }))
 )
 
@@ -109,7 +110,7 @@ const BankLive = Layer.mergeAll(EntitiesLive, ReadSide.layer([AccountsOfOwner, A
 
 const Routes = Layer.mergeAll(
   HttpApiBuilder.layer(BankApi, { openapiPath: "/openapi.json" }).pipe(
-    Layer.provide([AccountsLive, TransfersLive, ViewsLive]),
+    Layer.provide([AccountsLive, TransfersLive, ViewsLive, EventFeed()]),
     Layer.provide(ValidationLive)
   ),
   HttpApiScalar.layer(BankApi, { path: "/docs" })
@@ -117,7 +118,9 @@ const Routes = Layer.mergeAll(
 
 /** The bank behind HTTP, on the loopback. */
 export const BankServer = (port: number) =>
-  HttpRouter.serve(Routes, { disableLogger: true }).pipe(
+  OpenFeeds.closing.pipe(
+    Layer.provideMerge(HttpRouter.serve(Routes, { disableLogger: true })),
+    Layer.provide(OpenFeeds.layer),
     Layer.provideMerge(NodeHttpServer.layer(createServer, { port, host: "127.0.0.1" })),
     Layer.provide(BankLive)
   )
