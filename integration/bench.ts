@@ -12,9 +12,8 @@ import { CassandraServer } from "@effect-cassandra/testing/CassandraServer"
 import { Effect, Layer, Schema } from "effect"
 import { Rpc } from "effect/rpc"
 import {
-  bare,
-  bareClient,
   collectGarbage,
+  conditionalUpdate,
   effectful,
   type Measured,
   median,
@@ -72,20 +71,6 @@ const Balances = Processor.make("balances", {
   }
 })
 
-/** One conditional update after the other, by the bare driver. */
-const conditionalUpdate = Effect.gen(function* () {
-  const { connection } = yield* CassandraServer
-  const session = yield* CassandraSession
-  yield* session.createTables(["CREATE TABLE IF NOT EXISTS conditional (id text PRIMARY KEY, n int, event text)"])
-  const client = yield* bareClient(connection, session.keyspace)
-  const update = (n: number, from: number | null) =>
-    client.execute("UPDATE conditional SET n = ?, event = ? WHERE id = ? IF n = ?", [n, note, "one", from], {
-      prepare: true
-    })
-  let n = 0
-  return (millis: number) => Effect.promise(() => bare(1, millis, () => update(n + 1, n++ || null)))
-})
-
 /** Milliseconds from an acknowledged command to its row in the view, under 500 commands a second. */
 const lag = Effect.gen(function* () {
   const accounts = yield* Account
@@ -124,7 +109,7 @@ const show = (perSecond: number) => Math.round(perSecond).toLocaleString("en")
 const program = Effect.gen(function* () {
   const accounts = yield* Account
   const insert = yield* plainInsert((yield* CassandraServer).connection)
-  const conditional = yield* conditionalUpdate
+  const conditional = yield* conditionalUpdate((yield* CassandraServer).connection)
   const id = (loop: number) => `account-${loop}`
   const deposit = (loop: number) => accounts(id(loop)).Deposit({ cents: 100 })
 
@@ -135,7 +120,7 @@ const program = Effect.gen(function* () {
   // The server compiles its code while it runs: the path of conditional updates, seldom taken, comes last.
   yield* effectful(1000, warm, deposit)
   yield* insert(1000, warm / 5)
-  yield* conditional(warm / 5)
+  yield* conditional(1, warm / 5)
 
   const writes: Array<Record<string, string>> = []
   for (const count of values.entities.split(",").map(Number)) {
@@ -156,7 +141,7 @@ const program = Effect.gen(function* () {
   const theirs: Array<number> = []
   const ours: Array<number> = []
   for (let round = 0; round < rounds; round++) {
-    theirs.push(percentile((yield* conditional(millis)).millis, 0.5))
+    theirs.push(percentile((yield* conditional(1, millis)).millis, 0.5))
     ours.push(percentile((yield* effectful(1, millis, deposit)).millis, 0.5))
   }
 

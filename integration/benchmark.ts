@@ -64,13 +64,26 @@ export const effectful = <E, R>(count: number, millis: number, step: (loop: numb
   })
 
 /** The driver without anything around it, connected as the session is. */
-export const bareClient = ({ contactPoints, localDataCenter = "datacenter1" }: Connection, keyspace: string) =>
+const bareClient = ({ addresses = {}, contactPoints, localDataCenter = "datacenter1" }: Connection, keyspace: string) =>
   Effect.acquireRelease(
     Effect.promise(async () => {
       const client = new driver.Client({
         contactPoints: [...contactPoints!],
         localDataCenter,
         keyspace,
+        protocolOptions: { port: Number(contactPoints![0]!.split(":")[1] ?? 9042) },
+        policies: {
+          // The driver's types do not know that this is a class.
+          addressResolution: Object.assign(
+            new (
+              driver.policies.addressResolution as unknown as { AddressTranslator: new () => object }
+            ).AddressTranslator(),
+            {
+              translate: (address: string, port: number, callback: (endpoint: string) => void) =>
+                callback(addresses[address] ?? `${address}:${port}`)
+            }
+          )
+        },
         // At its default bound of 2048 it fails with 10,000 loops.
         pooling: { maxRequestsPerConnection: 32_768 },
         queryOptions: { consistency: driver.types.consistencies.localQuorum, prepare: true }
@@ -84,10 +97,10 @@ export const bareClient = ({ contactPoints, localDataCenter = "datacenter1" }: C
 /** A plain INSERT for each event of `count` entities at once. */
 export const plainInsert = Effect.fnUntraced(function* (connection: Connection) {
   const session = yield* CassandraSession
+  const client = yield* bareClient(connection, session.keyspace)
   yield* session.createTables([
     "CREATE TABLE IF NOT EXISTS plain_events (entity_id text, sequence bigint, event text, PRIMARY KEY (entity_id, sequence))"
   ])
-  const client = yield* bareClient(connection, session.keyspace)
   const insert = "INSERT INTO plain_events (entity_id, sequence, event) VALUES (?, ?, ?)"
   let sequence = 0
   return (count: number, millis: number) =>
@@ -101,11 +114,43 @@ export const plainInsert = Effect.fnUntraced(function* (connection: Connection) 
     )
 })
 
+/** A conditional update for each event, which expects the one before: what one append costs the server. */
+export const conditionalUpdate = Effect.fnUntraced(function* (connection: Connection) {
+  const session = yield* CassandraSession
+  const client = yield* bareClient(connection, session.keyspace)
+  yield* session.createTables([
+    "CREATE TABLE IF NOT EXISTS conditional_events (entity_id text, head bigint STATIC, sequence bigint, event text, PRIMARY KEY (entity_id, sequence))"
+  ])
+  const update = "UPDATE conditional_events SET head = ?, event = ? WHERE entity_id = ? AND sequence = ? IF head = ?"
+  const heads: Array<number> = []
+  const { Long } = driver.types
+  return (count: number, millis: number) =>
+    Effect.promise(() =>
+      bare(count, millis, async (loop) => {
+        const head = heads[loop] ?? 0
+        const event = JSON.stringify({ _tag: "Deposited", cents: 100, balance: head, note })
+        const next = Long.fromNumber(head + 1)
+        const expected = head === 0 ? null : Long.fromNumber(head)
+        const result = await client.execute(update, [next, event, `account-${loop}`, next, expected], {
+          prepare: true,
+          serialConsistency: driver.types.consistencies.serial
+        })
+        if (!result.wasApplied()) throw new Error(`account-${loop} has another head than ${head}`)
+        heads[loop] = head + 1
+      })
+    )
+})
+
 export const collectGarbage = () => (globalThis as { gc?: () => void }).gc?.()
 
-/** A session in a keyspace of its own, on the server that is found. */
-export const SessionLive = Layer.unwrap(
-  Effect.map(CassandraServer, ({ connection }) =>
-    CassandraSession.layer({ ...connection, keyspace: `bench_${Date.now()}`, development: true })
-  )
-)
+/** A session in a keyspace of its own. */
+export const sessionLayer = (connection: Connection, copies = 1) =>
+  CassandraSession.layer({
+    ...connection,
+    keyspace: `bench_${crypto.randomUUID().replaceAll("-", "")}`,
+    replication: { [connection.localDataCenter ?? "datacenter1"]: copies },
+    development: true
+  })
+
+/** A session on the server that is found. */
+export const SessionLive = Layer.unwrap(Effect.map(CassandraServer, ({ connection }) => sessionLayer(connection)))

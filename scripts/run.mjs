@@ -1,5 +1,5 @@
-// Entry of `npm start`, `npm test`, `npm run bench`, its siblings and `npm run build`: works on a fresh clone with the host's Node 20 or
-// later, installs what package-lock.json asks for, then runs the task under the project's own Node.
+// Entry of `npm start`, `npm test`, `npm run build` and the benchmarks: works on a fresh clone with the host's
+// Node 20 or later, installs what package-lock.json asks for, then runs the task under the project's own Node.
 import { spawn, spawnSync } from "node:child_process"
 import { existsSync, readFileSync, writeFileSync } from "node:fs"
 import { delimiter, join } from "node:path"
@@ -13,6 +13,7 @@ const tasks = {
   start: [...node, "examples/bank/src/main.ts"],
   test: [...node, "scripts/test.ts"],
   bench: [...node, "--expose-gc", "integration/bench.ts"],
+  "bench:journal": [...node, "--expose-gc", "integration/benchJournal.ts"],
   "bench:read-side": [...node, "--expose-gc", "integration/benchReadSide.ts"],
   "bench:session": [...node, "--expose-gc", "integration/benchSession.ts"],
   build: [...node, "scripts/build.ts"]
