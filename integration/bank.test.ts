@@ -171,8 +171,23 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
       })
       assert.strictEqual((yield* post("/accounts/nobody/deposits", { cents: 1 })).body._tag, "AccountUnknown")
       assert.strictEqual((yield* request(url, "DELETE", "/accounts/a")).body._tag, "BalanceNotZero")
-      yield* post("/accounts/a/withdrawals", { cents: 500 })
-      assert.strictEqual((yield* request(url, "DELETE", "/accounts/a")).status, 204)
+      yield* request(url, "PUT", "/accounts/b", { owner: "eve" })
+      const transfer = { from: "a", to: "b", cents: 100 }
+      assert.strictEqual((yield* request(url, "PUT", "/transfers/t", transfer)).status, 200)
+      assert.strictEqual((yield* request(url, "PUT", "/transfers/t", transfer)).status, 409)
+      const shown = yield* request(url, "GET", "/transfers/t").pipe(
+        Effect.filterOrFail(({ body }) => body.status === "completed"),
+        Effect.retry({ schedule: Schedule.spaced("20 millis"), times: 500 })
+      )
+      assert.deepStrictEqual(shown.body, { transfer: "t", ...transfer, status: "completed", reason: "" })
+      assert.strictEqual((yield* request(url, "GET", "/accounts/b")).body.balance, 100)
+      assert.strictEqual((yield* request(url, "GET", "/transfers/nothing")).body._tag, "TransferUnknown")
+      yield* post("/accounts/a/withdrawals", { cents: 400 })
+      // As soon as the transfer needs it no more.
+      yield* request(url, "DELETE", "/accounts/a").pipe(
+        Effect.filterOrFail(({ status }) => status === 204),
+        Effect.retry({ schedule: Schedule.spaced("20 millis"), times: 500 })
+      )
       assert.strictEqual((yield* post("/accounts/a/deposits", { cents: 1 })).status, 410)
       for (const body of [{ cents: -1 }, { cents: 1.5 }, { cents: "1" }, {}, "{rubbish", { cents: 1e300 }]) {
         const answer = yield* post("/accounts/a/deposits", body)

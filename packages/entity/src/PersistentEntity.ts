@@ -128,6 +128,11 @@ export interface Options {
   readonly maxRestartBackOff?: Duration.Input | undefined
   /** How long commands may take to finish when the layer closes. Default: 20 seconds. */
   readonly shutdownTimeout?: Duration.Input | undefined
+  /**
+   * Whether this process does what events lead to: `reactions` and `timers`. One that does must run for them to be done; if
+   * several do, each does everything, and it has its effect once. Default: true.
+   */
+  readonly react?: boolean | undefined
   /** Whether spans carry the entity's id. Default: false. */
   readonly spanEntityId?: boolean | undefined
 }
@@ -312,7 +317,7 @@ const run = Effect.fnUntraced(function* <State, Event extends EventSchema, Comma
   const reactions = (behavior.reactions ?? {}) as ReactionsEnvironment["reactions"]
   const timers = (behavior.timers ?? {}) as ReactionsEnvironment["timers"]
   const only = Object.keys({ ...reactions, ...timers })
-  if (only.length > 0) {
+  if (settings.react && only.length > 0) {
     const events = makeEventCodec(definition.events as ReadonlyArray<EventSchema>, { only })
     const environment = { entityType, events, journal, metrics, clock, services, reactions, timers, clients }
     for (let shard = 0; shard < journal.shards; shard++) {

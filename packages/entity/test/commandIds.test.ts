@@ -92,6 +92,18 @@ const suite = (name: string, journal: Layer.Layer<Journal, JournalError>) =>
       })
     )
 
+    it.effect("an answer that fits the command's schemas no more is named, and the command not done again", () =>
+      Effect.gen(function* () {
+        const journal = yield* Journal
+        const command = { id: "old", answer: { command: "Add", success: "three" } }
+        yield* journal.append({ entityType: "Counter", entityId: "old", expected: "none", events: [], command })
+        const counter = (yield* Counter)("old")
+        const error = yield* Effect.flip(counter.Add({ amount: 1 }).pipe(withCommandId("old")))
+        assert.match(error.message, /UndecodableAnswer: Add for Counter "old" with the id "old" was carried out before/)
+        assert.strictEqual(yield* counter.Total(), 0)
+      })
+    )
+
     it.effect("commands in a handler's effects do not inherit the id of its command", () =>
       Effect.gen(function* () {
         const counters = yield* Counter

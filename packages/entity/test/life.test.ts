@@ -557,6 +557,21 @@ describe("faults", () => {
     }).pipe(withEntities())
   )
 
+  it.live(
+    "a rejection that rests on what another process has outdated is not given, by an effect that fails either",
+    () =>
+      Effect.gen(function* () {
+        const watched = yield* Watched
+        const counter = (yield* Counter)("a")
+        yield* counter.Add({ amount: 10 })
+        const at = yield* watched.journal.load({ entityType: "Counter", entityId: "a" })
+        const events = [{ type: "Added", payload: { amount: -5 } }]
+        yield* watched.journal.append({ entityType: "Counter", entityId: "a", expected: at, events })
+        assert.strictEqual(yield* counter.Limited({ amount: 3 }), 8)
+        assert.deepInclude(yield* Effect.flip(counter.Limited({ amount: 3 })), { _tag: "Negative", total: 8 })
+      }).pipe(withEntities())
+  )
+
   it.live("conflicts with another writer are not noticed by the caller, and bounded", () =>
     Effect.gen(function* () {
       const watched = yield* Watched
@@ -612,6 +627,37 @@ describe("options", () => {
     Effect.gen(function* () {
       const exit = yield* Effect.exit(Layer.build(live({ snapshotEvery: 0 })).pipe(Effect.scoped))
       assert.match(String(Exit.isFailure(exit) && exit.cause), /Counter: snapshotEvery is 0/)
+    })
+  )
+})
+
+describe("a definition that cannot work is refused", () => {
+  const make = (...commands: ReadonlyArray<Rpc.AnyWithProps>) =>
+    PersistentEntity.make("Wrong", { state: Schema.Int, initialState: 0, events: [], commands })
+
+  it("two commands of one name, an answer by a stream, a name that JavaScript takes for something else", () => {
+    assert.throws(() => make(Rpc.make("A"), Rpc.make("A")), "Wrong has two commands A")
+    assert.throws(
+      () => make(Rpc.make("A", { success: Schema.Int, stream: true })),
+      "the command A answers with a stream"
+    )
+    assert.throws(() => make(Rpc.make("then")), "a command cannot be named then")
+  })
+
+  it.live("handlers without a command, commands without a handler, where there are no types", () =>
+    Effect.gen(function* () {
+      const wrong = make(Rpc.make("A"))
+      for (const [commands, says] of [
+        [{}, "Wrong has no handler for its command A"],
+        [
+          { A: () => Decision.reply(undefined), B: () => 1 },
+          "Wrong has a handler for B, which is not among its commands"
+        ]
+      ] as const) {
+        const layer = wrong.layer({ apply: () => 0, commands } as never).pipe(Layer.provide(Journal.layerMemory()))
+        const exit = yield* Effect.exit(Effect.scoped(Layer.build(layer)))
+        assert.include(String(Exit.isFailure(exit) && exit.cause), says)
+      }
     })
   )
 })

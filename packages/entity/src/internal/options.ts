@@ -15,6 +15,7 @@ const fields = {
   restartBackOff: optional(Config.Duration("restartBackOff")),
   maxRestartBackOff: optional(Config.Duration("maxRestartBackOff")),
   shutdownTimeout: optional(Config.Duration("shutdownTimeout")),
+  react: optional(Config.Boolean("react")),
   spanEntityId: optional(Config.Boolean("spanEntityId"))
 } satisfies { readonly [K in keyof Required<Options>]: Config.Config<Options[K]> }
 
@@ -40,6 +41,7 @@ export const settings = Effect.fnUntraced(function* (entityType: string, options
     restartBackOff: Duration.toMillis(options.restartBackOff ?? "100 millis"),
     maxRestartBackOff: Duration.toMillis(options.maxRestartBackOff ?? "10 seconds"),
     shutdownTimeout: Duration.toMillis(options.shutdownTimeout ?? "20 seconds"),
+    react: options.react ?? true,
     spanEntityId: options.spanEntityId ?? false
   }
 })

@@ -85,7 +85,10 @@ export class Reactions {
     return this.#resume.pipe(
       this.#persist("it is not known how far the log was followed"),
       Effect.andThen(
-        Effect.raceFirst(Effect.forever(Effect.delay(this.#save, saveMillis)), Effect.andThen(follow, Effect.never))
+        Effect.raceFirst(
+          Effect.forever(Effect.suspend(() => Effect.delay(this.#save, this.#saveMillis))),
+          Effect.andThen(follow, Effect.never)
+        )
       ),
       Effect.scoped,
       Effect.onExit(() => this.#save)
@@ -128,6 +131,11 @@ export class Reactions {
       this.#through = Math.min(through, head)
     })
   )
+
+  /** The more there is to note, the less often. */
+  get #saveMillis() {
+    return Math.max(saveMillis, (this.#reactions.size + this.#timers.size) / 20)
+  }
 
   /** Two processes may both save: each says only of what is done that it is. */
   readonly #save = Effect.suspend(() => {
@@ -216,11 +224,16 @@ export class Reactions {
     }
     const own = [whole]
     this.#queues.set(entityId, own)
-    const drain = Effect.suspend(() => own[0]!).pipe(
-      Effect.andThen(Effect.sync(() => own.shift())),
-      Effect.repeat({ while: () => own.length > 0 }),
-      Effect.andThen(Effect.sync(() => this.#queues.delete(entityId)))
-    )
+    const next = Effect.sync(() => {
+      own.shift()
+      // In one go with the look, so that nothing is queued where nobody comes any more.
+      if (own.length === 0) this.#queues.delete(entityId)
+      return own.length > 0
+    })
+    const drain = Effect.andThen(
+      Effect.suspend(() => own[0]!),
+      next
+    ).pipe(Effect.repeat({ while: (more) => more }))
     return Effect.asVoid(Effect.forkScoped(drain))
   }
 
