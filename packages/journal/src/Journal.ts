@@ -34,7 +34,10 @@ export interface Options {
   readonly appendTimeout?: Duration.Input | undefined
   /** How often the index of entities is brought up to date. Default: 1 second. */
   readonly indexInterval?: Duration.Input | undefined
-  /** The longest pause between two looks for events of other processes, while nothing happens. Default: 1 second. */
+  /**
+   * The longest pause between two looks for events of other processes, while nothing happens: one read for all shards of an
+   * entity type. Default: 700 milliseconds.
+   */
   readonly maxPollInterval?: Duration.Input | undefined
   /** Which commands are known again: those of an entity's newest events, if they are not too old. */
   readonly commandWindow?: CommandWindow | undefined

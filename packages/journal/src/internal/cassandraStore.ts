@@ -21,6 +21,8 @@ export const tables = [
   `CREATE TABLE IF NOT EXISTS index_watermarks (
      entity_type text, shard int, generation int, offset bigint,
      PRIMARY KEY ((entity_type, shard, generation)))`,
+  `CREATE TABLE IF NOT EXISTS log_heads (
+     entity_type text, shard int, offset bigint, PRIMARY KEY (entity_type, shard))`,
   `CREATE TABLE IF NOT EXISTS snapshots (
      entity_type text, entity_id text, sequence bigint, offset bigint, epoch int, version int, state text,
      encoding text, saved_at timestamp,
@@ -254,6 +256,27 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
             repeatable(offset)
           )
         )
+      ),
+
+    readHeads: (entityType) =>
+      Effect.map(
+        session.execute<{ shard: number; offset: bigint }>(
+          make("SELECT shard, offset FROM log_heads WHERE entity_type = ?", [entityType], plainRead)
+        ),
+        (rows) => rows.map(({ offset, shard }) => [shard, Number(offset)] as const)
+      ),
+
+    writeHeads: (entityType, heads) =>
+      session.batch(
+        heads.map(([shard, offset]) =>
+          make("INSERT INTO log_heads (entity_type, shard, offset) VALUES (?, ?, ?) USING TIMESTAMP ?", [
+            entityType,
+            shard,
+            BigInt(offset),
+            BigInt(offset)
+          ])
+        ),
+        { type: "unlogged", consistency: quorum, idempotent: true }
       ),
 
     readSnapshot: (entityType, entityId, sequence) =>

@@ -25,6 +25,7 @@ import { deletedType, encodeBody } from "./block.ts"
 import { carryOut, goOn } from "./deletion.ts"
 import { EventFormat } from "./events.ts"
 import { closed, storeFailure } from "./failure.ts"
+import { Heads } from "./heads.ts"
 import { load as loadEntity, type Window } from "./history.ts"
 import { type AppendRequest, type Limits, ShardLog } from "./shardLog.ts"
 import { shardOf as shardOfEntity } from "./shardOf.ts"
@@ -45,6 +46,7 @@ interface TypeInUse {
   /** When the record was looked at last, in milliseconds. */
   looked: number
   readonly logs: Array<ShardLog | undefined>
+  readonly heads: Heads
 }
 
 export const makeJournal = Effect.fnUntraced(function* (store: Store, options: Options, changed: Partial<Limits> = {}) {
@@ -82,7 +84,8 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
     millis: Duration.toMillis(options.commandWindow?.age ?? "1 day")
   }
   const format = new EventFormat(options.encoding, options.encodings ?? [], maxEventSize, limits.maxBlockEvents)
-  const streams = makeStreams(format, options)
+  const streams = makeStreams(format)
+  const maxPollMillis = Duration.toMillis(options.maxPollInterval ?? "700 millis")
   // Closed after the finalizer below, which lets the logs finish what they have accepted.
   const running = yield* Effect.flatMap(Effect.scope, Scope.fork)
 
@@ -119,7 +122,10 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
         })
       }
     }
-    const inUse: TypeInUse = { record, looked, logs: new Array<ShardLog | undefined>(shards).fill(undefined) }
+    const heads = new Heads(store, entityType, maxPollMillis)
+    yield* Effect.forkIn(Effect.withTracerEnabled(heads.saying, false), running)
+    yield* Effect.forkIn(Effect.withTracerEnabled(heads.hearing, false), running)
+    const inUse: TypeInUse = { record, looked, logs: new Array<ShardLog | undefined>(shards).fill(undefined), heads }
     types.set(entityType, inUse)
     return inUse
   })
@@ -153,12 +159,12 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
   const startLog = (entityType: string, shard: number) =>
     Effect.gen(function* () {
       const inUse = yield* typeOf(entityType)
-      const { logs } = inUse
+      const { heads, logs } = inUse
       const present = logs[shard]
       if (present !== undefined) return present
       yield* current(entityType, inUse)
       const { record } = inUse
-      const log = new ShardLog(store, { entityType, shard }, record, limits, clock)
+      const log = new ShardLog(store, { entityType, shard }, record, limits, clock, (head) => heads.say(shard, head))
       yield* log.start
       if (closing) return yield* closed()
       yield* Effect.forkIn(log.run, running)
@@ -193,7 +199,9 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
   )
   yield* Effect.addFinalizer(() => {
     closing = true
-    return Effect.forEach(allLogs(), (log) => log.close, { concurrency: "unbounded", discard: true })
+    return Effect.forEach(allLogs(), (log) => log.close, { concurrency: "unbounded", discard: true }).pipe(
+      Effect.andThen(Effect.forEach([...types.values()], ({ heads }) => heads.flush, { discard: true }))
+    )
   })
 
   // ---------------------------------------------------------------------------------------------- entities
@@ -392,7 +400,9 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
     saveSnapshot,
     delete: deleteEvents,
     events: (entityType, shard, after) =>
-      Stream.unwrap(Effect.map(checkedLog(entityType, shard), (log) => streams.live(log, after))),
+      Stream.unwrap(
+        Effect.map(checkedLog(entityType, shard), (log) => streams.live(log, types.get(entityType)!.heads, after))
+      ),
     currentEvents: (entityType, shard, after) =>
       Stream.unwrap(Effect.map(checkedLog(entityType, shard), (log) => streams.current(log, after))),
     head: (entityType, shard) =>

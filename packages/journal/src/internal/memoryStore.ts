@@ -83,6 +83,9 @@ export const memoryStore = (): Store => {
         const name = key(log.entityType, log.shard, generation)
         watermarks.set(name, Math.max(offset, watermarks.get(name) ?? 0))
       }),
+    // Only this process appends, and hears of it by itself.
+    readHeads: () => Effect.succeed([]),
+    writeHeads: () => Effect.void,
     readSnapshot: (entityType, entityId, sequence) =>
       Effect.sync(() => snapshots.get(key(entityType, entityId))?.findLast((s) => s.sequence <= sequence)),
     writeSnapshot: (entityType, entityId, snapshot, removeThrough) =>

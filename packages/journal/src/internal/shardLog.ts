@@ -107,7 +107,18 @@ export class ShardLog {
   readonly #indexed = Latch.makeUnsafe(true)
   readonly #listeners = new Set<() => void>()
 
-  constructor(store: Store, log: LogId, record: TypeRecord, limits: Limits, clock: Clock.Clock) {
+  readonly #onAppended: (head: number) => void
+
+  constructor(
+    store: Store,
+    log: LogId,
+    record: TypeRecord,
+    limits: Limits,
+    clock: Clock.Clock,
+    /** Called when this process has appended. */
+    onAppended: (head: number) => void = () => {}
+  ) {
+    this.#onAppended = onAppended
     this.#store = store
     this.#clock = clock
     this.log = log
@@ -258,6 +269,7 @@ export class ShardLog {
   #stop(error: JournalError) {
     if (error.reason._tag === "DataLost" || error.reason._tag === "DataCorrupt") this.#fatal = error
     this.#inBlock = 0
+    if (this.#fatal !== undefined) for (const listener of [...this.#listeners]) listener()
     const pending = this.#pending
     this.#pending = []
     for (const { resume } of pending) resume(Effect.fail(error))
@@ -410,6 +422,7 @@ export class ShardLog {
         case "Applied": {
           const { place, written } = block
           self.#apply({ from: self.head, to: offset, stamp, place, written, entries })
+          self.#onAppended(offset)
           for (let i = 0; i < taken.length; i++) taken[i]!.resume(Effect.succeed(placed[i]!))
           return true
         }

@@ -121,6 +121,13 @@ export interface Store {
   readonly readWatermark: (log: LogId, generation: number) => Effect.Effect<number, CassandraError>
   /** Of two writes, the higher offset wins. */
   readonly writeWatermark: (log: LogId, generation: number, offset: number) => Effect.Effect<void, CassandraError>
+  /** Where the logs of an entity type end, by shard, as far as that was said. */
+  readonly readHeads: (entityType: string) => Effect.Effect<ReadonlyArray<readonly [number, number]>, CassandraError>
+  /** Of two writes of a shard, the higher offset wins. */
+  readonly writeHeads: (
+    entityType: string,
+    heads: ReadonlyArray<readonly [shard: number, offset: number]>
+  ) => Effect.Effect<void, CassandraError>
   /** The newest snapshot at `sequence` or before. */
   readonly readSnapshot: (
     entityType: string,

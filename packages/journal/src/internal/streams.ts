@@ -1,13 +1,13 @@
 /** The events of a shard as streams: from the memory of this process where it reaches back far enough, else from the store. */
-import { Duration, Effect, Option, Stream } from "effect"
-import type { EventEnvelope, Options } from "../Journal.ts"
+import { Effect, Option, Stream } from "effect"
+import type { EventEnvelope } from "../Journal.ts"
 import type { JournalError } from "../JournalError.ts"
 import { attempt, type EventFormat } from "./events.ts"
 import { corrupt } from "./failure.ts"
+import type { Heads } from "./heads.ts"
 import type { Block, Cursor } from "./logReader.ts"
 import type { ShardLog } from "./shardLog.ts"
 
-const minPollMillis = 20
 /** Events per page from memory. */
 const maxPage = 2000
 
@@ -17,21 +17,21 @@ interface State {
   readonly cursor: Cursor | undefined
 }
 
-export const makeStreams = (format: EventFormat, options: Options) => {
-  const maxPollMillis = Duration.toMillis(options.maxPollInterval ?? "1 second")
-
-  /** Waits until the head is past an offset; looks for events of other processes, seldom while nothing happens. */
-  const moved = Effect.fnUntraced(function* (log: ShardLog, after: number) {
-    for (let millis = minPollMillis; log.head <= after; millis = Math.min(maxPollMillis, millis * 1.5)) {
+export const makeStreams = (format: EventFormat) => {
+  /** Waits until the head is past an offset. */
+  const moved = Effect.fnUntraced(function* (log: ShardLog, heads: Heads, after: number) {
+    while (log.head <= after) {
       if (log.failure !== undefined) return yield* log.failure
-      const woken = yield* Effect.callback<void>((resume) => {
-        const off = log.onHead(() => {
-          off()
-          resume(Effect.void)
-        })
-        return Effect.sync(off)
-      }).pipe(Effect.timeoutOption(millis))
-      if (Option.isNone(woken)) yield* log.poll(millis * 0.9)
+      yield* Effect.raceFirst(
+        Effect.callback<void>((resume) => {
+          const off = log.onHead(() => {
+            off()
+            resume(Effect.void)
+          })
+          return Effect.sync(off)
+        }),
+        heads.listen(log)
+      )
     }
   })
 
@@ -83,10 +83,10 @@ export const makeStreams = (format: EventFormat, options: Options) => {
     )
   }
 
-  const live = (log: ShardLog, after: number): Stream.Stream<EventEnvelope, JournalError> =>
+  const live = (log: ShardLog, heads: Heads, after: number): Stream.Stream<EventEnvelope, JournalError> =>
     Stream.paginate<State, EventEnvelope, JournalError>({ after, cursor: undefined }, (state) =>
       Effect.andThen(
-        moved(log, state.after),
+        moved(log, heads, state.after),
         Effect.map(
           Effect.suspend(() => next(log, state, Number.MAX_SAFE_INTEGER)),
           ([events, state]) => [events, Option.some(state)] as const

@@ -65,6 +65,8 @@ export class Cluster {
   readonly #buckets = new Map<string, Bucket>()
   readonly #index = new Map<string, Map<number, Cell<IndexRow>>>()
   readonly #watermarks = new Map<string, Cell<number>>()
+  /** Said for speed only, so that nothing is made of their delays. */
+  readonly #heads = new Map<string, Map<number, number>>()
   readonly #deletions = new Map<string, Map<string, Cell<Deletion>>>()
   readonly #snapshots = new Map<string, Map<number, Cell<StoredSnapshot>>>()
 
@@ -339,6 +341,14 @@ export class Cluster {
             arrivals
           })
         ),
+
+      readHeads: (entityType) => Effect.sync(() => [...(this.#heads.get(entityType) ?? [])]),
+
+      writeHeads: (entityType, heads) =>
+        Effect.sync(() => {
+          const said = getOrPut(this.#heads, entityType, () => new Map<number, number>())
+          for (const [shard, offset] of heads) said.set(shard, Math.max(offset, said.get(shard) ?? 0))
+        }),
 
       readSnapshot: (entityType, entityId, sequence) =>
         this.#quorumRead(
