@@ -10,7 +10,7 @@ import { Effect, Fiber, Layer, Schedule } from "effect"
 import { Lines, Sums } from "./readSideRunner.ts"
 
 /** `KILLS=200 npm test -- integration/readSide` kills as often as that. */
-const kills = Number(process.env.KILLS ?? 12)
+const kills = Number(process.env.KILLS ?? 5)
 
 /** A process that runs the processors; it is killed with the scope. */
 const runner = Effect.gen(function* () {

@@ -6,6 +6,7 @@ import type { EventSchema } from "@effect-cassandra/journal/EventCodec"
 import type { EventEnvelope } from "@effect-cassandra/journal/Journal"
 import { Effect, Exit, Result, Semaphore } from "effect"
 import { SqlClient } from "effect/sql"
+import { provideBelow } from "./internal/effects.ts"
 import { makeDecode } from "./internal/events.ts"
 import { handlerFailure } from "./internal/failures.ts"
 import type { Open, Outcome, Reached } from "./internal/sink.ts"
@@ -135,7 +136,7 @@ export const make = <
         at = undefined
         return written
       })
-      return Effect.map(Effect.exit(sql.withTransaction(run).pipe(Effect.provideContext(context))), (exit) => ({
+      return Effect.map(Effect.exit(sql.withTransaction(run).pipe(provideBelow(context))), (exit) => ({
         exit,
         at
       }))

@@ -3,7 +3,7 @@
  */
 import type { EventSchema } from "@effect-cassandra/journal/EventCodec"
 import type { EventEnvelope } from "@effect-cassandra/journal/Journal"
-import { Cause, Duration, Effect, Result } from "effect"
+import { Cause, Context, Duration, Effect, Result } from "effect"
 import type { Delivery, Handlers, Received } from "../Processor.ts"
 import { makeClaims } from "./claims.ts"
 import { makeDecode } from "./events.ts"
@@ -19,6 +19,12 @@ const failureOf = <R>(
     onFailure: (cause) =>
       Cause.hasInterrupts(cause) ? Effect.failCause(cause as Cause.Cause<never>) : Effect.succeed(cause)
   })
+
+/** Gives an Effect the services of a layer, under those of who runs it: the span of the batch stays the parent. */
+export const provideBelow =
+  <R>(services: Context.Context<R>) =>
+  <A, E>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E> =>
+    Effect.updateContext(self, (current: Context.Context<never>) => Context.merge(services, current))
 
 interface EffectsDefinition<R> {
   readonly events: ReadonlyArray<EventSchema>
@@ -46,7 +52,7 @@ export const openEffects = <R>(name: string, definition: EffectsDefinition<R>): 
       return Result.succeed(
         Effect.forEach(events, (event) => Effect.suspend(() => handlers[event._tag]!(event, envelope)), {
           discard: true
-        }).pipe(Effect.provideContext(context), failureOf)
+        }).pipe(provideBelow(context), failureOf)
       )
     }
 
@@ -115,10 +121,7 @@ export const openGroups = <R>(name: string, definition: GroupsDefinition<R>): Op
           for (const event of decoded.success) received.push({ event, envelope })
         }
         if (received.length > 0) {
-          const effect = Effect.suspend(() => definition.handle(received)).pipe(
-            Effect.provideContext(context),
-            failureOf
-          )
+          const effect = Effect.suspend(() => definition.handle(received)).pipe(provideBelow(context), failureOf)
           const cause = yield* effect
           if (cause !== undefined) {
             return { done, written, failure: { error: handlerFailure(name, group[0]!, cause), event: undefined } }

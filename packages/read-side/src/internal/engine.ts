@@ -5,7 +5,7 @@ import { hostname } from "node:os"
 import { Journal } from "@effect-cassandra/journal/Journal"
 import type { CassandraError } from "@effect-cassandra/session/CassandraError"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
-import { Duration, Effect, FiberMap, Latch, Schedule, Semaphore } from "effect"
+import { Duration, Effect, FiberMap, Latch, References, Schedule, Semaphore } from "effect"
 import type { Processor } from "../Processor.ts"
 import { ReadSideError, RequestRefused } from "../ReadSideError.ts"
 import { decide, type Holder } from "./assignment.ts"
@@ -153,6 +153,7 @@ export const makeEngine = Effect.fnUntraced(function* <R>(
     offsets,
     parking,
     limits,
+    traced: yield* References.TracerEnabled,
     batches: Semaphore.makeUnsafe(options.maxBatches ?? 64),
     leased: Effect.suspend(() => {
       if (performance.now() < leaseUntil) return Effect.void
@@ -188,7 +189,10 @@ export const makeEngine = Effect.fnUntraced(function* <R>(
     ),
     Effect.withTracerEnabled(false)
   )
-  yield* Effect.addFinalizer(() => saveOffsets)
+  yield* Effect.addFinalizer(() => {
+    for (const { removeMetrics } of allUnits) removeMetrics?.()
+    return saveOffsets
+  })
   const fibers = yield* FiberMap.make<string>()
   const runFork = yield* FiberMap.runtime(fibers)<R>()
 

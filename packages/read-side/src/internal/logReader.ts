@@ -28,6 +28,10 @@ interface Open {
 
 /** Events kept for processors that come a little later. */
 const keptEvents = 10_000
+/** How long the first of several waits for the others, in steps, and after which time one of them counts no more. */
+const maxWaitMillis = 200
+const waitMillis = 5
+const idleMillis = 1000
 
 export class LogReader {
   /** Offset of the last event that was read. */
@@ -39,6 +43,7 @@ export class LogReader {
   readonly #pages: Array<Page> = []
   #kept = 0
   #open: Open | undefined
+  readonly #followers = new Map<object, { readonly after: number; readonly since: number }>()
   readonly #waiting = new Map<number, Waiting>()
 
   constructor(journal: Journal["Service"], entityType: string, shard: number, services: Context.Context<never>) {
@@ -48,9 +53,10 @@ export class LogReader {
     this.#shard = shard
   }
 
-  /** Waits for events after an offset, and gives the next ones. */
-  next(after: number): Effect.Effect<Events, JournalError> {
+  /** Waits for events after an offset, and gives the next ones, to one of several who follow the log. */
+  next(after: number, who: object): Effect.Effect<Events, JournalError> {
     return Effect.callback((resume) => {
+      this.#followers.set(who, { after, since: performance.now() })
       for (const page of this.#pages) {
         if (page.after <= after && after < page.through) {
           return resume(Effect.succeed(page.after === after ? page.events : page.events.slice(after - page.after)))
@@ -74,7 +80,7 @@ export class LogReader {
   }
 
   #read(after: number, waiting: Waiting) {
-    return Effect.suspend(() => {
+    return Effect.andThen(this.#together(after), () => {
       const open = this.#open?.after === after ? this.#open : undefined
       this.#open = undefined
       return open === undefined ? this.#begin(after) : Effect.succeed(open)
@@ -108,6 +114,26 @@ export class LogReader {
       Scope.provide(scope),
       Effect.map((pull): Open => ({ after, pull, scope }))
     )
+  }
+
+  /**
+   * Lets those catch up who are a little behind and would otherwise have to read once more what is forgotten. Who does not
+   * move is not waited for.
+   */
+  #together(after: number): Effect.Effect<void> {
+    const self = this
+    return Effect.gen(function* () {
+      for (let waited = 0; waited < maxWaitMillis; waited += waitMillis) {
+        const now = performance.now()
+        let slowest = after
+        for (const [who, follower] of self.#followers) {
+          if (now - follower.since > idleMillis) self.#followers.delete(who)
+          else if (after - follower.after < 4 * keptEvents) slowest = Math.min(slowest, follower.after)
+        }
+        if (after - slowest < keptEvents / 2) return
+        yield* Effect.sleep(waitMillis)
+      }
+    })
   }
 
   #keep(after: number, events: Events): void {

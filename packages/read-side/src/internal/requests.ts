@@ -209,6 +209,11 @@ export const makeRequests = Effect.fnUntraced(function* (engine: Engine | undefi
       )
     }
     const { tables } = yield* registrationOf(yield* look, id)
+    if (tables.length === 0) {
+      return yield* refuse(
+        `processor "${id}" has no tables of its own in Cassandra to be emptied: rewind it without truncate`
+      )
+    }
     const control = yield* store(
       cluster.control(id, (control) =>
         control.generation >= maxGeneration

@@ -31,6 +31,8 @@ export interface Surroundings {
   readonly limits: Limits
   /** Bounds how many batches are handled at once. */
   readonly batches: Semaphore.Semaphore
+  /** Whether batches are traced. */
+  readonly traced: boolean
   /** Waits while the lease on the shards has run out. */
   readonly leased: Effect.Effect<void>
   /** Called when something that others look at has changed. */
@@ -55,7 +57,7 @@ export interface Progress {
   events: number
   retries: number
   parked: number
-  readonly batches: { count: number; sum: number; max: number }
+  readonly batches: { count: number; max: number }
 }
 
 export const makeProgress = (place: Place, reader: LogReader): Progress => ({
@@ -71,7 +73,7 @@ export const makeProgress = (place: Place, reader: LogReader): Progress => ({
   events: 0,
   retries: 0,
   parked: 0,
-  batches: { count: 0, sum: 0, max: 0 }
+  batches: { count: 0, max: 0 }
 })
 
 /** As many events at once are a backlog, for which nobody waits any longer. */
@@ -257,7 +259,7 @@ export const run = <R>(
   /** The next events: what there is, or for a kind that takes groups as many as come in its time. */
   const next = (sink: Sink) =>
     Effect.gen(function* () {
-      const first = yield* Effect.mapError(reader.next(progress.offset), journalFailure)
+      const first = yield* Effect.mapError(reader.next(progress.offset, progress), journalFailure)
       if (sink.group === undefined) return first
       const { size, withinMillis } = sink.group
       const until = (yield* Clock.currentTimeMillis) + withinMillis
@@ -266,7 +268,7 @@ export const run = <R>(
         const left = until - (yield* Clock.currentTimeMillis)
         if (left <= 0) break
         const more = yield* reader
-          .next(events.at(-1)!.offset)
+          .next(events.at(-1)!.offset, progress)
           .pipe(Effect.mapError(journalFailure), Effect.timeoutOption(left))
         if (Option.isNone(more)) break
         for (const event of more.value) events.push(event)
@@ -274,19 +276,49 @@ export const run = <R>(
       return events
     })
 
-  const handle = (sink: Sink, events: ReadonlyArray<EventEnvelope>): Effect.Effect<Outcome> =>
-    Effect.withSpan(sink.handle(events, false), "read-side.batch", {
+  /** Notes how far the view is after some events. */
+  const note = (events: ReadonlyArray<EventEnvelope>, { done, failure }: Outcome) => {
+    const before = progress.offset
+    const through = failure === undefined ? events.at(-1)!.offset : (failure.event?.offset ?? done + 1) - 1
+    if (through <= before) return
+    const last = failure === undefined ? events.at(-1) : events.findLast(({ offset }) => offset <= through)
+    progress.offset = through
+    progress.stamp = last!.stamp
+    progress.attempts = 0
+    progress.events += through - before
+    progress.batches.count++
+    if (through - before > progress.batches.max) progress.batches.max = through - before
+  }
+
+  /** Brings events into the view; of those that were read, `live` are not put aside. */
+  const handle = (
+    sink: Sink,
+    events: ReadonlyArray<EventEnvelope>,
+    live: ReadonlyArray<EventEnvelope>
+  ): Effect.Effect<Outcome> => {
+    if (live.length === 0) {
+      const outcome = { done: events.at(-1)!.offset, written: 0 }
+      note(events, outcome)
+      return Effect.succeed(outcome)
+    }
+    const batch = Effect.withSpan(sink.handle(live, false), "read-side.batch", {
       root: true,
       kind: "consumer",
-      links: linksOf(events),
+      links: linksOf(live),
       attributes: {
         "read_side.processor": place.processor,
         "read_side.entity_type": entityType,
         "read_side.shard": shard,
-        "read_side.events": events.length,
-        "read_side.offset": events.at(-1)!.offset
+        "read_side.events": live.length,
+        "read_side.offset": live.at(-1)!.offset
       }
-    }).pipe(Effect.withTracerEnabled(true), batches.withPermits(1))
+    }).pipe(
+      Effect.withTracerEnabled(surroundings.traced),
+      Effect.tap((outcome) => Effect.sync(() => note(events, outcome)))
+    )
+    // Writes that are under way are worth waiting for when the process ends: they need not be done again.
+    return batches.withPermits(1)(sink.coalesces ? Effect.uninterruptible(batch) : batch)
+  }
 
   /** True when the event that failed is dealt with, and need not be tried again. */
   const dealtWith = ({ error, event }: Failure, sink: Sink) =>
@@ -312,19 +344,7 @@ export const run = <R>(
         yield* Effect.forEach(behind, (event) => putAside(event, null, 0), { discard: true })
         if (behind.length > 0) live = events.filter(({ entityId }) => !aside.has(entityId))
       }
-      const { done, failure, written }: Outcome =
-        live.length === 0 ? { done: events.at(-1)!.offset, written: 0 } : yield* handle(sink, live)
-      const before = progress.offset
-      const through = failure === undefined ? events.at(-1)!.offset : (failure.event?.offset ?? done + 1) - 1
-      if (through > before) {
-        progress.offset = through
-        progress.stamp = events.find(({ offset }) => offset === through)?.stamp ?? progress.stamp
-        progress.attempts = 0
-        progress.events += through - before
-        progress.batches.count++
-        progress.batches.sum += through - before
-        if (through - before > progress.batches.max) progress.batches.max = through - before
-      }
+      const { failure, written } = yield* handle(sink, events, live)
       if (failure === undefined) progress.failure = undefined
       else if (yield* dealtWith(failure, sink)) {
         progress.offset = failure.event!.offset

@@ -1,0 +1,97 @@
+import { assert, layer } from "@effect/vitest"
+import { Journal } from "@effect-cassandra/journal/Journal"
+import { Effect, Layer, Metric, Tracer } from "effect"
+import * as Processor from "../src/Processor.ts"
+import { ReadSide } from "../src/ReadSide.ts"
+import { Added, added, append, eventually, Live, oneOfEachShard } from "./fixture.ts"
+
+layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("observability", (it) => {
+  it.effect(
+    "a batch is a span, linked to the trace of the command that stored the event, with what handlers do inside",
+    () =>
+      Effect.gen(function* () {
+        const journal = yield* Journal
+        const spans: Array<Tracer.Span> = []
+        const native = yield* Tracer.Tracer
+        const Recording = Layer.succeed(
+          Tracer.Tracer,
+          Tracer.make({
+            span: (options) => {
+              const span = native.span(options)
+              spans.push(span)
+              return span
+            }
+          })
+        )
+        const traced = Processor.effect("traced", {
+          entityType: "Traced",
+          events: [Added],
+          handlers: { Added: () => Effect.withSpan(Effect.void, "inside") }
+        })
+        const traceId = "0af7651916cd43dd8448eb211c80319c"
+        yield* journal.append({
+          entityType: "Traced",
+          entityId: "a",
+          expected: "any",
+          metadata: { traceparent: `00-${traceId}-b7ad6b7169203331-01` },
+          events: [added(1)]
+        })
+        yield* eventually(
+          Effect.sync(() => {
+            const batch = spans.find(({ name }) => name === "read-side.batch")
+            assert.strictEqual(batch?.attributes.get("read_side.processor"), "traced")
+            assert.strictEqual(batch?.attributes.get("read_side.events"), 1)
+            assert.deepStrictEqual(
+              batch?.links.map(({ span }) => span.traceId),
+              [traceId]
+            )
+            assert.strictEqual(batch?.status._tag, "Ended")
+            const inside = spans.find(({ name }) => name === "inside")
+            assert.strictEqual(inside?.traceId, batch?.traceId)
+          })
+        ).pipe(Effect.provide(ReadSide.layer([traced]).pipe(Layer.provide(Recording))))
+        const batch = spans.find(({ name }) => name === "read-side.batch")
+        const ofTrace = spans.filter((span) => span.traceId === batch?.traceId)
+        assert.deepStrictEqual(
+          ofTrace.map(({ name }) => name),
+          ["read-side.batch", "inside"]
+        )
+      })
+  )
+
+  it.effect("metrics tell, by processor and shard, how far it is and what went wrong", () =>
+    Effect.gen(function* () {
+      const ids = yield* oneOfEachShard
+      const metered = Processor.effect("metered", {
+        entityType: "Metered",
+        events: [Added],
+        onFailure: { park: { attempts: 2 } },
+        handlers: { Added: ({ amount }) => (amount < 0 ? Effect.fail("negative") : Effect.void) }
+      })
+      yield* append("Metered", ids[1]!, added(1), added(2), added(-1), added(3))
+      const metrics = Effect.map(Metric.snapshot, (all) =>
+        Object.fromEntries(
+          all.flatMap(({ attributes, id, state }) =>
+            attributes?.processor === "metered" && attributes.shard === "1"
+              ? [[id, "count" in state ? state.count : "value" in state ? state.value : undefined]]
+              : []
+          )
+        )
+      )
+      yield* eventually(
+        Effect.map(metrics, (found) =>
+          assert.deepInclude(found, {
+            "read_side.events": 3,
+            "read_side.retries": 1,
+            "read_side.parked": 2,
+            "read_side.failing": 0,
+            "read_side.offset": 4,
+            "read_side.lag.events": 0,
+            "read_side.lag.seconds": 0
+          })
+        )
+      ).pipe(Effect.provide(ReadSide.layer([metered], { maxBackOff: "20 millis" })))
+      assert.deepStrictEqual(yield* metrics, {})
+    })
+  )
+})
