@@ -1,6 +1,6 @@
 // `npm run bench:journal`: appends beside plain INSERTs by the bare driver, in one run; then reading a log and loading
 // entities. Options: --seconds and --rounds of each figure, --warm seconds before the first; --inFlight 1,100,1000,10000;
-// --shards 1,4,10,100 compares; --nodes 3 takes a cluster of three nodes with three copies, and slows the network down, too;
+// --shards 1,2,4,10,100 compares; --nodes 3 takes a cluster of three nodes with three copies, and slows the network down, too;
 // --growth 10 appends ten million events, and says how fast each million was.
 import { parseArgs } from "node:util"
 import * as EventCodec from "@effect-cassandra/journal/EventCodec"
@@ -25,7 +25,7 @@ const { values } = parseArgs({
     rounds: { type: "string", default: "3" },
     warm: { type: "string", default: "40" },
     inFlight: { type: "string", default: "1,100,1000,10000" },
-    shards: { type: "string", default: "4" },
+    shards: { type: "string", default: "2" },
     nodes: { type: "string", default: "1" },
     growth: { type: "string", default: "0" }
   }

@@ -162,12 +162,16 @@ layer(table.pipe(Layer.provideMerge(TestKeyspace.layer)), { excludeTestServices:
       })
     )
 
-    it.effect("logs what is slow without its values, and the warnings of the server once", () =>
+    it.effect("logs what is slow, now and then and without its values, and the warnings of the server once", () =>
       Effect.gen(function* () {
         const session = yield* opened({ slowStatement: 0 })
         const { logs } = yield* observed(session.execute(statement(`SELECT n FROM items WHERE k = '${secret}'`)))
         assert.match(logs.join(), /Warn slow statement, \d+ ms: SELECT n FROM items WHERE k = \?/)
         assert.notInclude(logs.join(), secret)
+
+        const select = session.execute(cql`SELECT n FROM items WHERE k = ${"again"}`)
+        const more = yield* observed(Effect.repeat(select, { times: 20 }))
+        assert.strictEqual(more.logs.length, 0)
 
         const quiet = yield* opened({ slowStatement: "1 minute" })
         const many = Array.from({ length: 20 }, (_, n) => cql`INSERT INTO items (k, n) VALUES (${`p${n}`}, 1)`)

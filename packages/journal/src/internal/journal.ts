@@ -50,7 +50,7 @@ interface TypeInUse {
 }
 
 export const makeJournal = Effect.fnUntraced(function* (store: Store, options: Options, changed: Partial<Limits> = {}) {
-  const shards = options.shards ?? 4
+  const shards = options.shards ?? 2
   const wanted: TypeRecord = {
     shards,
     serialConsistency: options.serialConsistency ?? "SERIAL",

@@ -7,11 +7,13 @@ import { hideValues, toConditionalReason, toReason } from "./driverError.ts"
 import { SessionMetrics } from "./metrics.ts"
 import { type Carriage, isBatch, type Page, type Query, queriesOf, type Sending, type Transport } from "./operations.ts"
 import { millisOf, type Settings } from "./options.ts"
-import { textInfo } from "./text.ts"
+import { type TextInfo, textInfo } from "./text.ts"
 
 const fail = (reason: Reason) => Effect.fail(new CassandraError({ reason }))
 
 const defaultRetry = Schedule.exponential("50 millis").pipe(Schedule.jittered, Schedule.upTo({ times: 3 }))
+
+const slowLogInterval = 10_000
 
 /** What a request needs beside itself. */
 interface Requests {
@@ -22,6 +24,8 @@ interface Requests {
   /** Of every request that has none of its own. */
   readonly timeout: number
   readonly slow: number
+  /** When a slow statement on a table was last logged, and how many were not since. */
+  readonly slowLogged: Map<string, { readonly at: number; unsaid: number }>
 }
 
 /**
@@ -112,10 +116,23 @@ class Request<A, B, How extends Carriage> extends Ticket {
     const elapsed = performance.now() - this.begin
     metrics.ended(elapsed / 1000, error?._tag)
     this.#resume(
-      elapsed < slow || info === undefined
-        ? result
-        : Effect.andThen(Effect.logWarning(`slow statement, ${Math.round(elapsed)} ms: ${info.redacted}`), result)
+      elapsed < slow || info === undefined ? result : Effect.andThen(this.#logSlow(info, Math.round(elapsed)), result)
     )
+  }
+
+  /** One line in a while for each kind of statement: when a cluster is slow, everything is. */
+  #logSlow({ redacted, summary }: TextInfo, millis: number): Effect.Effect<void> {
+    const { slowLogged } = this.#requests
+    const now = performance.now()
+    const last = slowLogged.get(summary)
+    if (last !== undefined && now - last.at < slowLogInterval) {
+      last.unsaid++
+      return Effect.void
+    }
+    slowLogged.set(summary, { at: now, unsaid: 0 })
+    const others =
+      last === undefined || last.unsaid === 0 ? "" : `, and ${last.unsaid} more ${summary} since the last such line`
+    return Effect.logWarning(`slow statement, ${millis} ms${others}: ${redacted}`)
   }
 }
 
@@ -153,7 +170,8 @@ export const driverTransport = Effect.fnUntraced(function* (
     deadlines: new Deadlines(timeout),
     metrics,
     timeout,
-    slow: millisOf(options.slowStatement)
+    slow: millisOf(options.slowStatement),
+    slowLogged: new Map()
   }
   let closed = false
   yield* Effect.addFinalizer(() =>
