@@ -31,6 +31,7 @@ The bank is open at ${url}. Its API is described at ${url}/docs. In another term
   curl -X PUT  ${url}/accounts/bob-1 -H 'content-type: application/json' -d '{"owner":"bob"}'
   curl -X PUT  ${url}/transfers/t-1 -H 'content-type: application/json' -d '{"from":"ada-1","to":"bob-1","cents":5000}'
   curl ${url}/transfers/t-1
+  curl -N ${url}/events
 
 Ctrl-C closes it; the accounts are kept.`)
 })
