@@ -28,10 +28,12 @@ interface Open {
 
 /** Events kept for processors that come a little later. */
 const keptEvents = 10_000
+/** As many events at once are a backlog. */
+const backlog = 1000
 /** How long the first of several waits for the others, in steps, and after which time one of them counts no more. */
-const maxWaitMillis = 200
+const maxWaitMillis = 2000
 const waitMillis = 5
-const idleMillis = 1000
+const idleMillis = 5000
 
 export class LogReader {
   /** Offset of the last event that was read. */
@@ -56,7 +58,7 @@ export class LogReader {
   /** Waits for events after an offset, and gives the next ones, to one of several who follow the log. */
   next(after: number, who: object): Effect.Effect<Events, JournalError> {
     return Effect.callback((resume) => {
-      this.#followers.set(who, { after, since: performance.now() })
+      if (this.#followers.get(who)?.after !== after) this.#followers.set(who, { after, since: performance.now() })
       for (const page of this.#pages) {
         if (page.after <= after && after < page.through) {
           return resume(Effect.succeed(page.after === after ? page.events : page.events.slice(after - page.after)))
@@ -117,12 +119,13 @@ export class LogReader {
   }
 
   /**
-   * Lets those catch up who are a little behind and would otherwise have to read once more what is forgotten. Who does not
-   * move is not waited for.
+   * While there is a backlog, lets those catch up who are a little behind and would otherwise have to read once more what is
+   * forgotten. Who does not move is not waited for.
    */
   #together(after: number): Effect.Effect<void> {
     const self = this
     return Effect.gen(function* () {
+      if ((self.#pages.at(-1)?.events.length ?? 0) < backlog) return
       for (let waited = 0; waited < maxWaitMillis; waited += waitMillis) {
         const now = performance.now()
         let slowest = after
