@@ -244,6 +244,29 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
     })
   )
 
+  it.effect("a command is known after a restart, and to another process that has seen its entity before", () =>
+    run(options, (other) =>
+      Effect.gen(function* () {
+        const key = { entityType: "Commands", entityId: "c" }
+        const send = (journal: Journal["Service"]) =>
+          journal.append({
+            ...key,
+            expected: "any",
+            events: [deposited(1)],
+            command: { id: "once", answer: { ok: true } }
+          })
+        const before = yield* other.append({ ...key, expected: "none", events: [deposited(0)] })
+        const first = yield* run(options, send)
+        assert.deepInclude(first, { sequence: 2, repeated: false })
+        for (const again of [run(options, send), send(other)]) {
+          assert.deepInclude(yield* again, { sequence: 2, repeated: true, answer: { ok: true } })
+        }
+        assert.strictEqual((yield* Effect.flip(other.confirm(key, before))).reason._tag, "SequenceConflict")
+        assert.strictEqual((yield* other.load(key)).sequence, 2)
+      })
+    )
+  )
+
   it.effect("of corrupt snapshots the newest two are passed over, and the third is loaded", () =>
     run(options, (journal) =>
       Effect.gen(function* () {
