@@ -110,7 +110,7 @@ const describe = (lags: ReadonlyArray<number>) => {
 // ------------------------------------------------------------------------------------------------ the second process
 
 const sessionOf = (connection: Connection, keyspace: string) =>
-  CassandraSession.layer({ ...connection, keyspace, development: true })
+  CassandraSession.layer({ ...connection, keyspace, development: true, slowStatement: "10 seconds" })
 
 if (values.writer !== undefined) {
   const [contactPoint, keyspace] = values.writer.split(" ") as [string, string]
