@@ -6,6 +6,7 @@
  */
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { type SerialConsistency, make as statement } from "@effect-cassandra/session/Statement"
+import driver from "cassandra-driver"
 import { Clock, Config, Context, type Duration, Effect, Layer, type Option, type Schema, type Stream } from "effect"
 import type { Encoding } from "./Encoding.ts"
 import { cassandraStore, tables } from "./internal/cassandraStore.ts"
@@ -199,6 +200,11 @@ export interface Loaded extends Position {
 
 /** How to load an entity. */
 export interface LoadOptions {
+  /**
+   * Only what came after a position, for who has the state there: no snapshot, and the commands of these events only.
+   * Seldom is anybody asked for it, for what other processes have stored lately is in memory.
+   */
+  readonly after?: Position | undefined
   /** Without snapshots after this sequence number. */
   readonly snapshotsUpTo?: number | undefined
   /** With the commands in the window, also those behind the snapshot. Default: false. */
@@ -280,37 +286,67 @@ export class Journal extends Context.Service<
 
 let warned = false
 
-/** Says what of the server's settings does not fit the promises, once. */
-const checkServer = Effect.fnUntraced(function* (session: CassandraSession["Service"]) {
+/** Says what of the servers' settings does not fit the promises, once; gives the data centre that the session uses. */
+const checkServers = Effect.fnUntraced(function* (session: CassandraSession["Service"]) {
   const before = yield* Clock.currentTimeMillis
-  const [clock] = yield* session.execute<{ now: Date }>(statement("SELECT toTimestamp(now()) AS now FROM system.local"))
+  const [local] = yield* session.execute<{ now: Date; data_center: string }>(
+    statement("SELECT toTimestamp(now()) AS now, data_center FROM system.local")
+  )
   const after = yield* Clock.currentTimeMillis
-  const skew = clock === undefined ? 0 : Math.max(before - clock.now.getTime(), clock.now.getTime() - after)
+  const skew = local === undefined ? 0 : Math.max(before - local.now.getTime(), local.now.getTime() - after)
   if (skew > 60_000) {
     const message = `the clocks of this process and of Cassandra are ${Math.round(skew / 1000)} s apart: set them right`
     return yield* new JournalError({ reason: new ClockSkew({ message }) })
   }
+  // Each node has its own settings; one that is away, or that has no such table, is not asked.
   const settings = yield* session
-    .execute<{ name: string; value: string }>(
-      statement("SELECT name, value FROM system_views.settings WHERE name IN ('commitlog_sync', 'paxos_variant')")
+    .use((client) =>
+      Promise.all(
+        client.hosts.values().map((host) =>
+          client
+            .execute(
+              "SELECT name, value FROM system_views.settings WHERE name IN ('commitlog_sync', 'paxos_variant')",
+              [],
+              { host, consistency: driver.types.consistencies.one }
+            )
+            .then(
+              ({ rows }) =>
+                rows.map((row) => ({ node: host.address, name: String(row.name), value: String(row.value) })),
+              () => []
+            )
+        )
+      )
     )
-    .pipe(Effect.orElseSucceed(() => []))
-  const { commitlog_sync, paxos_variant } = Object.fromEntries(settings.map(({ name, value }) => [name, value]))
-  if (/without_linearizable/i.test(paxos_variant ?? "")) {
-    return yield* Effect.die(`paxos_variant is ${paxos_variant}: the journal needs linearizable reads, set v2 (or v1)`)
+    .pipe(Effect.map((nodes) => nodes.flat()))
+  const like = (pattern: RegExp) =>
+    settings.filter(({ name, value }) => pattern.test(`${name} ${value}`)).map(({ node }) => node)
+  const blind = like(/^paxos_variant .*without_linearizable/i)
+  if (blind.length > 0) {
+    return yield* Effect.die(
+      `paxos_variant at ${blind.join(", ")} is one without linearizable reads, which the journal needs: set v2 (or v1)`
+    )
   }
-  if (/periodic/i.test(commitlog_sync ?? "") && !warned) {
+  const periodic = like(/^commitlog_sync periodic/i)
+  if (periodic.length > 0 && !warned) {
     warned = true
     yield* Effect.logWarning(
-      "commitlog_sync is periodic: if all replicas lose power at once, the last acknowledged seconds are lost. Set group or batch."
+      `commitlog_sync is periodic at ${periodic.join(", ")}: if all replicas lose power at once, the last acknowledged ` +
+        "seconds are lost. Set group or batch."
     )
   }
+  return local?.data_center ?? null
 })
 
 const makeCassandra = Effect.fnUntraced(function* (options: Options) {
   const session = yield* CassandraSession
-  yield* Effect.andThen(session.createTables(tables), checkServer(session)).pipe(
+  const dataCenter = yield* Effect.andThen(session.createTables(tables), checkServers(session)).pipe(
     Effect.catchTag("CassandraError", (error) => Effect.fail(storeFailure(error)))
   )
-  return yield* makeJournal(cassandraStore(session, options.serialConsistency ?? "SERIAL"), options)
+  const serialConsistency = options.serialConsistency ?? "SERIAL"
+  return yield* makeJournal(
+    cassandraStore(session, serialConsistency),
+    options,
+    {},
+    serialConsistency === "LOCAL_SERIAL" ? dataCenter : null
+  )
 })

@@ -16,7 +16,7 @@ import type {
   TypeState
 } from "../JournalAdmin.ts"
 import { JournalError, OperationRefused } from "../JournalError.ts"
-import { cassandraStore } from "./cassandraStore.ts"
+import { cassandraStore, dataCenterOf } from "./cassandraStore.ts"
 import { goOn } from "./deletion.ts"
 import { EventFormat } from "./events.ts"
 import { storeFailure } from "./failure.ts"
@@ -28,6 +28,7 @@ import { makeScans, numberOf } from "./scans.ts"
 import { ShardLog } from "./shardLog.ts"
 import { shardOf } from "./shardOf.ts"
 import type { Store, TypeRecord } from "./store.ts"
+import { writerName } from "./turns.ts"
 import { verifyShard } from "./verify.ts"
 
 const refused = (message: string) => new JournalError({ reason: new OperationRefused({ message }) })
@@ -41,12 +42,13 @@ const recordOf = (row: Readonly<Record<string, unknown>>): TypeRecord | string =
   const record: TypeRecord = {
     shards: numberOf(row.shards),
     serialConsistency: String(row.serial_consistency),
+    dataCenter: (row.data_center as string | null | undefined) ?? null,
     bucketSize: numberOf(row.bucket_size),
     partSize: numberOf(row.part_size),
     epoch: numberOf(row.epoch),
     indexGeneration: numberOf(row.index_generation)
   }
-  const { serialConsistency, ...numbers } = record
+  const { dataCenter: _, serialConsistency, ...numbers } = record
   const wrong = Object.entries(numbers).find(([, value]) => !Number.isSafeInteger(value) || value < 1)
   if (wrong !== undefined) return `the record has no ${wrong[0]}, or an impossible one: ${wrong[1]}`
   return serialConsistency === "SERIAL" || serialConsistency === "LOCAL_SERIAL"
@@ -96,18 +98,31 @@ export const makeAdmin = (session: CassandraSession["Service"], options: Options
     }
     const record = recordOf(row)
     if (typeof record === "string") return yield* refused(`entity type "${entityType}" cannot be used: ${record}`)
+    if (record.dataCenter !== null) {
+      const here = yield* dataCenterOf(session).pipe(Effect.mapError(storeFailure))
+      if (here !== record.dataCenter) {
+        return yield* refused(
+          `entity type "${entityType}" belongs to data centre "${record.dataCenter}" (LOCAL_SERIAL), this session uses "${here}"`
+        )
+      }
+    }
     return inUse(entityType, record)
   })
 
   /** A journal with the settings of an entity type. */
   const journalOf = ({ record, store }: TypeInUse) =>
-    makeJournal(store, {
-      shards: record.shards,
-      serialConsistency: record.serialConsistency as "SERIAL",
-      bucketSize: record.bucketSize,
-      partitionSize: record.partSize,
-      encodings
-    })
+    makeJournal(
+      store,
+      {
+        shards: record.shards,
+        serialConsistency: record.serialConsistency as "SERIAL",
+        bucketSize: record.bucketSize,
+        partitionSize: record.partSize,
+        encodings
+      },
+      {},
+      record.dataCenter
+    )
 
   const shardState = ({ entityType, record, scans, store }: TypeInUse, shard: number) =>
     Effect.gen(function* () {
@@ -361,7 +376,7 @@ export const makeAdmin = (session: CassandraSession["Service"], options: Options
         for (const shard of new Set(found)) {
           if (!(shard >= 0 && shard < record.shards)) continue
           const limits = { maxBlockEvents: 1, maxBlockSize: 1, appendTimeoutMillis: 10_000, rememberedEntities: 50_000 }
-          const log = new ShardLog(store, { entityType, shard }, record, limits, clock)
+          const log = new ShardLog(store, { entityType, shard }, record, limits, clock, yield* writerName)
           yield* log.start
           yield* Effect.forkScoped(log.run)
           const format = new EventFormat(undefined, encodings, 1, 1)

@@ -9,8 +9,8 @@ const logGeneration = 1
 // Every write to event_log and entity_types is conditional: a plain one carries another clock, and could hide them.
 export const tables = [
   `CREATE TABLE IF NOT EXISTS entity_types (
-     entity_type text PRIMARY KEY, shards int, serial_consistency text, bucket_size int, part_size int, epoch int,
-     index_generation int)`,
+     entity_type text PRIMARY KEY, shards int, serial_consistency text, data_center text, bucket_size int, part_size int,
+     epoch int, index_generation int)`,
   `CREATE TABLE IF NOT EXISTS event_log (
      entity_type text, shard int, generation int, bucket bigint, part int, head bigint STATIC,
      offset bigint, block_id timeuuid, stamp bigint, written bigint, revision int, events text,
@@ -46,6 +46,13 @@ const keyOf = ({ entityType, shard }: LogId, { bucket, part }: Place) => [
 /** A row's write timestamp: what reaches further wins, and of equal ones what has more deleted; a row has 100 events. */
 const indexStamp = ({ deleted, lastSequence }: IndexRow) => lastSequence * 128 + deleted
 
+/** The data centre whose nodes a session uses. */
+export const dataCenterOf = (session: CassandraSession["Service"]) =>
+  Effect.map(
+    session.one<{ data_center: string }>(make("SELECT data_center FROM system.local", [], { consistency: "ONE" })),
+    (row) => row.data_center
+  )
+
 /** The store in the keyspace of a session. */
 export const cassandraStore = (session: CassandraSession["Service"], serialConsistency: SerialConsistency): Store => {
   const quorum = serialConsistency === "SERIAL" ? "QUORUM" : "LOCAL_QUORUM"
@@ -70,34 +77,39 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
       type Row = {
         shards: number
         serial_consistency: string
+        data_center: string | null
         bucket_size: number
         part_size: number
         epoch: number
         index_generation: number
       }
-      const read = session.execute<Row>(
-        make(
-          `SELECT shards, serial_consistency, bucket_size, part_size, epoch, index_generation
-           FROM entity_types WHERE entity_type = ?`,
-          [entityType],
-          serialRead
+      const read = (options: Options) =>
+        session.execute<Row>(
+          make(
+            `SELECT shards, serial_consistency, data_center, bucket_size, part_size, epoch, index_generation
+             FROM entity_types WHERE entity_type = ?`,
+            [entityType],
+            options
+          )
         )
-      )
-      let rows = yield* read
+      let rows = yield* read(serialRead)
+      // The first use is agreed on by all data centres, so that two of them cannot both be the one that appends.
+      if (rows.length === 0 && serialConsistency !== "SERIAL") rows = yield* read({ consistency: "SERIAL" })
       if (rows.length === 0) {
-        const { bucketSize, epoch, indexGeneration, partSize, serialConsistency, shards } = record
+        const { bucketSize, dataCenter, epoch, indexGeneration, partSize, serialConsistency, shards } = record
         yield* session
           .applied(
             make(
               `INSERT INTO entity_types
-                 (entity_type, shards, serial_consistency, bucket_size, part_size, epoch, index_generation)
-               VALUES (?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS`,
-              [entityType, shards, serialConsistency, bucketSize, partSize, epoch, indexGeneration],
-              conditional
+                 (entity_type, shards, serial_consistency, data_center, bucket_size, part_size, epoch,
+                  index_generation)
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS`,
+              [entityType, shards, serialConsistency, dataCenter, bucketSize, partSize, epoch, indexGeneration],
+              { consistency: "QUORUM", serialConsistency: "SERIAL" }
             )
           )
           .pipe(Effect.retry({ times: 5, while: (error) => error.reason._tag === "OutcomeUnknown" }))
-        rows = yield* read
+        rows = yield* read({ consistency: "SERIAL" })
       }
       const row = rows[0]
       return row === undefined
@@ -105,6 +117,7 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
         : ({
             shards: row.shards,
             serialConsistency: row.serial_consistency,
+            dataCenter: row.data_center,
             bucketSize: row.bucket_size,
             partSize: row.part_size,
             epoch: row.epoch,

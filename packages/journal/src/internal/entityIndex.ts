@@ -128,6 +128,10 @@ export class EntityIndex {
   readonly #generation: number
   #waiting = new Map<string, Array<Entry>>()
   #writing = new Map<string, Array<Entry>>()
+  /** What has been written last, for states that are only a little behind. */
+  #written = new Map<string, Array<Entry>>()
+  /** Whether that is what another process has written, just before what waits. */
+  #dropped = false
   /** Deletions that this process has seen and not yet carried into the rows that it has written. */
   #deletions = new Map<string, number>()
   /** Events that wait. */
@@ -155,6 +159,30 @@ export class EntityIndex {
     return [...(this.#writing.get(entityId) ?? []), ...(this.#waiting.get(entityId) ?? [])]
   }
 
+  /** The events of an entity after a sequence number, if all of them are in memory. */
+  recentOf(entityId: string, after: number): ReadonlyArray<Entry> | undefined {
+    const recent = [this.#written, this.#writing, this.#waiting].flatMap((entries) => entries.get(entityId) ?? [])
+    const first = recent[0]
+    return first === undefined || first.sequence > after + 1
+      ? undefined
+      : recent.filter(({ sequence }) => sequence > after)
+  }
+
+  /** Leaves out the events up to an offset, which another process has written. */
+  drop(through: number): void {
+    const dropped = new Map<string, Array<Entry>>()
+    for (const [entityId, entries] of this.#waiting) {
+      const count = entries.findIndex(({ offset }) => offset > through)
+      if (count === 0) continue
+      dropped.set(entityId, count < 0 ? entries : entries.slice(0, count))
+      this.count -= count < 0 ? entries.length : count
+      if (count < 0) this.#waiting.delete(entityId)
+      else this.#waiting.set(entityId, entries.slice(count))
+    }
+    this.#written = dropped
+    this.#dropped = true
+  }
+
   #delete(marker: Entry): void {
     const { entityId } = marker
     const { through } = itemOf(marker).p as { readonly through: number }
@@ -168,7 +196,7 @@ export class EntityIndex {
 
   /** Writes what waits into the index, then the watermark, which is the log's head. One at a time. */
   flush(head: number): Effect.Effect<void, CassandraError> {
-    if (this.#waiting.size === 0) return Effect.void
+    if (this.#waiting.size + this.#deletions.size === 0) return Effect.void
     const entries = this.#waiting
     const { count } = this
     this.#writing = entries
@@ -206,6 +234,11 @@ export class EntityIndex {
               this.#deletions.set(entityId, Math.max(through, this.#deletions.get(entityId) ?? 0))
           }
           this.#writing = new Map()
+          if (Exit.isFailure(exit)) return
+          const written = this.#dropped ? this.#written : new Map<string, Array<Entry>>()
+          for (const [entityId, list] of entries) written.set(entityId, [...(written.get(entityId) ?? []), ...list])
+          this.#written = written
+          this.#dropped = false
         })
       )
     )

@@ -100,17 +100,22 @@ export const load = Effect.fnUntraced(function* (
   options: LoadOptions
 ): Effect.fn.Return<Loaded, JournalError> {
   const { entityId, entityType } = entity
-  let snapshot = yield* newestSnapshot(
-    store,
-    record,
-    log,
-    format,
-    entity,
-    Math.max(0, options.snapshotsUpTo ?? Number.MAX_SAFE_INTEGER)
-  )
-  const start = snapshot?.sequence ?? 0
-  const after = options.commands === true ? Math.max(0, start - window.events) : start
-  const { entries, through } = yield* entriesAfter(store, log, entityId, after)
+  let snapshot =
+    options.after === undefined
+      ? yield* newestSnapshot(
+          store,
+          record,
+          log,
+          format,
+          entity,
+          Math.max(0, options.snapshotsUpTo ?? Number.MAX_SAFE_INTEGER)
+        )
+      : undefined
+  const start = options.after?.sequence ?? snapshot?.sequence ?? 0
+  const after = options.commands === true && options.after === undefined ? Math.max(0, start - window.events) : start
+  const recent = options.after === undefined ? undefined : log.recent(entityId, after)
+  const { entries, through } =
+    recent === undefined ? yield* entriesAfter(store, log, entityId, after) : { entries: recent, through: log.head }
   const sequence = entries.at(-1)?.sequence ?? start
   if (sequence < start) {
     return yield* damaged(log, entityId, `there is a snapshot after event ${start}, and no event after ${sequence}`)

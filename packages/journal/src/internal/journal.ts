@@ -31,6 +31,7 @@ import { type AppendRequest, type Limits, ShardLog } from "./shardLog.ts"
 import { shardOf as shardOfEntity } from "./shardOf.ts"
 import type { Deletion, Store, StoredSnapshot, TypeRecord } from "./store.ts"
 import { makeStreams } from "./streams.ts"
+import { writerName } from "./turns.ts"
 
 const maxBlockEvents = 2000
 const maxBlockSize = 192 * 1024
@@ -49,11 +50,18 @@ interface TypeInUse {
   readonly heads: Heads
 }
 
-export const makeJournal = Effect.fnUntraced(function* (store: Store, options: Options, changed: Partial<Limits> = {}) {
+/** `dataCenter`: that of this process, where no other one may append. */
+export const makeJournal = Effect.fnUntraced(function* (
+  store: Store,
+  options: Options,
+  changed: Partial<Limits> = {},
+  dataCenter: string | null = null
+) {
   const shards = options.shards ?? 2
   const wanted: TypeRecord = {
     shards,
     serialConsistency: options.serialConsistency ?? "SERIAL",
+    dataCenter,
     bucketSize: options.bucketSize ?? 10_000,
     partSize: options.partitionSize ?? 32 * 1024 * 1024,
     epoch: 1,
@@ -83,6 +91,7 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
     events: options.commandWindow?.events ?? 100,
     millis: Duration.toMillis(options.commandWindow?.age ?? "1 day")
   }
+  const writer = yield* writerName
   const format = new EventFormat(options.encoding, options.encodings ?? [], maxEventSize, limits.maxBlockEvents)
   const streams = makeStreams(format)
   const maxPollMillis = Duration.toMillis(options.maxPollInterval ?? "700 millis")
@@ -121,6 +130,20 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
           })
         })
       }
+    }
+    if (record.dataCenter !== dataCenter) {
+      const message =
+        `entity type "${entityType}" is appended to in data centre "${record.dataCenter}" only (LOCAL_SERIAL), and this ` +
+        `process uses "${dataCenter}": run it there, or use another entity type with serialConsistency SERIAL`
+      return yield* new JournalError({
+        reason: new SettingsMismatch({
+          entityType,
+          setting: "localDataCenter",
+          recorded: String(record.dataCenter),
+          given: String(dataCenter),
+          message
+        })
+      })
     }
     const heads = new Heads(store, entityType, maxPollMillis)
     yield* Effect.forkIn(Effect.withTracerEnabled(heads.saying, false), running)
@@ -164,7 +187,7 @@ export const makeJournal = Effect.fnUntraced(function* (store: Store, options: O
       if (present !== undefined) return present
       yield* current(entityType, inUse)
       const { record } = inUse
-      const log = new ShardLog(store, { entityType, shard }, record, limits, clock, (head) => heads.say(shard, head))
+      const log = new ShardLog(store, { entityType, shard }, record, limits, clock, writer, (head) => heads.say(shard, head))
       yield* log.start
       if (closing) return yield* closed()
       yield* Effect.forkIn(log.run, running)

@@ -12,6 +12,7 @@ import type { LogId, Place, Store, StoredBlock, TypeRecord } from "./store.ts"
 export interface Block {
   readonly from: number
   readonly to: number
+  readonly blockId: string
   /** Of the last event. */
   readonly stamp: number
   readonly place: Place
@@ -64,7 +65,7 @@ export class LogReader {
       try {
         const entries = decodeBlock(events, offset, stamp)
         if (entries.length === 0) return corrupt(this.log, `block ${blockId} at ${offset} has no events`)
-        return Effect.succeed({ from: offset - entries.length, to: offset, stamp, place, written, entries })
+        return Effect.succeed({ from: offset - entries.length, to: offset, blockId, stamp, place, written, entries })
       } catch (cause) {
         return corrupt(this.log, `block ${blockId} at ${offset} is not readable: ${cause}`)
       }

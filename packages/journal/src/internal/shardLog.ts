@@ -3,14 +3,14 @@
  * The protocol is described in PROTOCOL.md.
  */
 import type { CassandraError } from "@effect-cassandra/session/CassandraError"
-import driver from "cassandra-driver"
-import { type Clock, Effect, Exit, Latch, Random, Schedule, Semaphore } from "effect"
+import { type Clock, Effect, Exit, Latch, Option, Random, Schedule, Semaphore } from "effect"
 import { ClockSkew, JournalError, OutcomeUnknown, SequenceConflict } from "../JournalError.ts"
 import { afterDeletion, BlockBuilder, type Body, deletedType, type Entry, itemOf, stampStep } from "./block.ts"
 import { EntityIndex } from "./entityIndex.ts"
 import { closed, corrupt, lost, nameOf, storeFailure } from "./failure.ts"
 import { type Block, type Cursor, firstPlace, LogReader, placeAfter } from "./logReader.ts"
 import type { BlockAppend, LogId, Place, Store, TypeRecord } from "./store.ts"
+import { Turns } from "./turns.ts"
 
 /** Bounds of a shard's log; all have good defaults in `Journal`. */
 export interface Limits {
@@ -80,6 +80,7 @@ export class ShardLog {
   #index: EntityIndex
   readonly #limits: Limits
   readonly #clock: Clock.Clock
+  readonly #turns: Turns
 
   /** The partition of the next block, whether it already holds one, and how much. */
   #place: Place = firstPlace
@@ -103,6 +104,8 @@ export class ShardLog {
   #fatal: JournalError | undefined
   #closing = false
   readonly #wake = Latch.makeUnsafe(false)
+  /** Open while somebody waits for a look at the head. */
+  readonly #asked = Latch.makeUnsafe(false)
   readonly #flushing = Semaphore.makeUnsafe(1)
   readonly #indexed = Latch.makeUnsafe(true)
   readonly #listeners = new Set<() => void>()
@@ -115,11 +118,14 @@ export class ShardLog {
     record: TypeRecord,
     limits: Limits,
     clock: Clock.Clock,
+    /** Six bytes that name the process in the ids of its blocks. */
+    writer: Buffer,
     /** Called when this process has appended. */
     onAppended: (head: number) => void = () => {}
   ) {
     this.#onAppended = onAppended
     this.#store = store
+    this.#turns = new Turns(writer)
     this.#clock = clock
     this.log = log
     this.#record = record
@@ -147,6 +153,7 @@ export class ShardLog {
     if (refused !== undefined) return resume(Effect.fail(refused))
     this.#syncs.push(resume)
     this.#wake.openUnsafe()
+    this.#asked.openUnsafe()
   })
 
   /** Whether a state that includes the entity's events up to `validThrough`, the last being `sequence`, is still the newest. */
@@ -167,6 +174,11 @@ export class ShardLog {
     readonly generation: number
   } {
     return { entries: this.#index.entriesOf(entityId), through: this.head, generation: this.generation }
+  }
+
+  /** The events of an entity after a sequence number up to the head, where they are in memory. */
+  recent(entityId: string, after: number): ReadonlyArray<Entry> | undefined {
+    return this.lastSequence(entityId) === after ? [] : this.#index.recentOf(entityId, after)
   }
 
   /** The blocks in memory after an offset, or undefined where memory does not reach back that far. */
@@ -298,9 +310,15 @@ export class ShardLog {
           self.#indexed.closeUnsafe()
           yield* self.#indexed.await
         }
-        const taken = self.#take()
+        const turn = self.#pending.length === 0 ? 0 : self.#turns.wait(self.#clock.currentTimeMillisUnsafe())
+        if (turn > 0 && self.#syncs.length === 0) {
+          yield* self.#leaveTurn(turn)
+          continue
+        }
+        const taken = turn > 0 ? [] : self.#take()
         const syncs = self.#syncs
         self.#syncs = []
+        self.#asked.closeUnsafe()
         if (taken.length === 0) {
           if (syncs.length > 0) yield* self.#look(syncs)
           continue
@@ -320,6 +338,18 @@ export class ShardLog {
         if (applied) for (const resume of held) resume(Effect.void)
         else self.#syncs.unshift(...held)
       }
+    })
+  }
+
+  /** Leaves the log to another process for some time, or until somebody asks for its head. */
+  #leaveTurn(millis: number): Effect.Effect<void, JournalError> {
+    const self = this
+    return Effect.gen(function* () {
+      const { isOwn } = self.#turns
+      self.#asked.closeUnsafe()
+      if (Option.isSome(yield* Effect.timeoutOption(self.#asked.await, millis))) return
+      yield* self.#glance
+      if (isOwn && self.#turns.isOwn) self.#turns.declined()
     })
   }
 
@@ -412,7 +442,7 @@ export class ShardLog {
         head: self.#expectedHead,
         offset,
         stamp,
-        blockId: driver.types.TimeUuid.now().toString(),
+        blockId: self.#turns.blockId(now / 1000),
         written: self.#written + text.length,
         events: text,
         revision: 0
@@ -420,8 +450,8 @@ export class ShardLog {
       const outcome = yield* self.#settle(block, taken)
       switch (outcome._tag) {
         case "Applied": {
-          const { place, written } = block
-          self.#apply({ from: self.head, to: offset, stamp, place, written, entries })
+          const { blockId, place, written } = block
+          self.#apply({ from: self.head, to: offset, blockId, stamp, place, written, entries })
           self.#onAppended(offset)
           for (let i = 0; i < taken.length; i++) taken[i]!.resume(Effect.succeed(placed[i]!))
           return true
@@ -430,7 +460,9 @@ export class ShardLog {
           yield* self.#follow(outcome.head)
           self.#pending.unshift(...taken)
           // The winner goes on at once, so that the loser is the one to wait.
-          yield* Effect.sleep((yield* Random.next) * 10)
+          if (self.#turns.wait(self.#clock.currentTimeMillisUnsafe()) === 0) {
+            yield* Effect.sleep((yield* Random.next) * 10)
+          }
           return false
         }
         case "NotExecuted": {
@@ -522,6 +554,7 @@ export class ShardLog {
     for (const { entityId, sequence } of block.entries) this.#last.set(entityId, sequence)
     this.#index.add(block.entries)
     this.#moveTo(block)
+    this.#turns.seen(block.blockId, this.#clock.currentTimeMillisUnsafe())
     if (this.#last.size > this.#limits.rememberedEntities) {
       this.#followedFrom = this.#olderThrough
       this.#lastOlder = this.#last
@@ -595,10 +628,7 @@ export class ShardLog {
     for (let known = target; this.head < known; ) {
       const place = this.#place
       const { blocks } = yield* patiently(this.reader.demand({ after: this.head, place }, known))
-      for (const block of blocks) {
-        yield* this.#check(block)
-        this.#apply(block)
-      }
+      yield* this.#takeIn(blocks)
       if (this.#place !== place) {
         const head = yield* patiently(this.#readHead)
         this.#started = head !== null
@@ -606,6 +636,39 @@ export class ShardLog {
       }
     }
   })
+
+  /** Takes in what is to be seen after the head, without asking all replicas what that is. */
+  readonly #glance = Effect.suspend(() => this.#glanceAt(this.#place))
+  readonly #glanceAt = Effect.fnUntraced(
+    function* (this: ShardLog, place: Place) {
+      for (let more = true; more; ) {
+        const { blocks } = yield* this.reader.next({ after: this.head, place }, false)
+        yield* this.#takeIn(blocks)
+        more = blocks.length > 0 && this.#place === place
+      }
+      if (this.#place === place) return
+      const head = yield* patiently(this.#readHead)
+      this.#started = head !== null
+      if (head !== null) yield* this.#follow(head)
+    },
+    // What cannot be read now is read when the next append is refused.
+    Effect.catchIf(
+      ({ reason }) => reason._tag === "StoreFailure",
+      () => Effect.void
+    )
+  )
+
+  /** Takes in blocks of others. */
+  #takeIn(blocks: ReadonlyArray<Block>): Effect.Effect<void, JournalError> {
+    const self = this
+    return Effect.gen(function* () {
+      for (const block of blocks) {
+        yield* self.#check(block)
+        self.#apply(block)
+        self.#foreign = true
+      }
+    })
+  }
 
   /** Each event must follow the last one of its entity, where that is known. */
   #check(block: Block): Effect.Effect<void, JournalError> {
@@ -647,11 +710,20 @@ export class ShardLog {
     this.generation = generation
   })
 
+  /** Whether there are events of others that the index may hold already. */
+  #foreign = false
+
   /** Writes the events since the last time into the index, then the watermark; after what is being written now. */
-  readonly index: Effect.Effect<void, CassandraError> = Effect.suspend(() => this.#index.flush(this.head)).pipe(
-    this.#flushing.withPermits(1),
-    Effect.ensuring(Effect.sync(() => this.#indexed.openUnsafe()))
-  )
+  readonly index: Effect.Effect<void, CassandraError> = Effect.suspend(() => {
+    const index = this.#index
+    if (!this.#foreign) return index.flush(this.head)
+    this.#foreign = false
+    // What another process has written by now, its own events and these, is not written again.
+    return Effect.flatMap(this.#store.readWatermark(this.log, this.generation), (through) => {
+      index.drop(through)
+      return index.flush(this.head)
+    })
+  }).pipe(this.#flushing.withPermits(1), Effect.ensuring(Effect.sync(() => this.#indexed.openUnsafe())))
 }
 
 /** The error of a failed request; a defect or an interruption goes on as such. */

@@ -43,6 +43,8 @@ type AppendOutcome =
 export interface TypeRecord {
   readonly shards: number
   readonly serialConsistency: string
+  /** The only data centre that may append, with LOCAL_SERIAL. */
+  readonly dataCenter: string | null
   /** Offsets per bucket of a log. */
   readonly bucketSize: number
   /** Characters of events after which a part of a bucket takes no more blocks. */

@@ -1,0 +1,151 @@
+// A process that appends events to the entities of others as well, for benchProcesses.ts and processes.test.ts. It is
+// started by `startAppender`, works when it is asked to, and ends when its parent does.
+import { type EntityKey, Journal, type Options, type Position } from "@effect-cassandra/journal/Journal"
+import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
+import type { Connection } from "@effect-cassandra/testing/CassandraServer"
+import { Effect, Layer, Redacted } from "effect"
+import { effectful, note, percentile } from "./benchmark.ts"
+
+export const entityType = "Shared"
+
+/** What an appender is started with. */
+export interface Setup {
+  readonly name: string
+  readonly connection: Omit<Connection, "password"> & { readonly password?: string | undefined }
+  readonly keyspace: string
+  readonly journal: Options
+}
+
+/** Work: so many loops, each of which appends to one entity after the other, of so many. */
+export interface Work {
+  readonly loops: number
+  readonly entities: number
+  readonly millis: number
+  /** Without regard to what others append, or with a position, which is loaded again after a conflict. */
+  readonly expected: "any" | "position"
+  /** Tells of each append that was acknowledged. */
+  readonly tell: boolean
+}
+
+/** What an appender says. */
+export type Answer =
+  | { readonly _tag: "ready" }
+  | { readonly _tag: "stored"; readonly id: string; readonly entityId: string; readonly sequence: number }
+  | {
+      readonly _tag: "done"
+      readonly perSecond: number
+      readonly conflicts: number
+      /** Requests that failed otherwise, by reason. */
+      readonly failures: Readonly<Record<string, number>>
+      readonly p50: number
+      readonly p99: number
+      /** Cores in use. */
+      readonly cpu: number
+    }
+
+const say = (answer: Answer) => process.send?.(answer)
+
+const entityOf = (loop: number, { entities }: Work) => `account-${loop % entities}`
+
+const work = Effect.fnUntraced(function* (name: string, work: Work) {
+  const journal = yield* Journal
+  const positions = new Map<string, Position>()
+  const failures: Record<string, number> = {}
+  let conflicts = 0
+  let count = 0
+  let stored = 0
+
+  const services = yield* Effect.context<never>()
+  const save = (key: EntityKey, { sequence, validThrough }: Position) =>
+    Effect.runForkWith(services)(
+      Effect.ignore(
+        journal.saveSnapshot(key, { sequence, validThrough, state: { balance: sequence } }, Math.max(0, sequence - 200))
+      )
+    )
+
+  /** Appends once; again after a conflict. */
+  const step = (loop: number): Effect.Effect<void> => {
+    const entityId = entityOf(loop, work)
+    const key = { entityType, entityId }
+    const id = `${name}-${count++}`
+    const append = (expected: Position | "any"): Effect.Effect<void> =>
+      Effect.matchEffect(
+        journal.append({ ...key, expected, events: [{ type: "Deposited", payload: { cents: 100, id, note } }] }),
+        {
+          onSuccess: (position) => {
+            stored++
+            positions.set(entityId, position)
+            // As entities do, so that loading one again reads what came after only.
+            if (work.expected === "position" && position.sequence % 100 === 0) save(key, position)
+            if (work.tell) say({ _tag: "stored", id, entityId, sequence: position.sequence })
+            return Effect.void
+          },
+          onFailure: ({ reason }) => {
+            if (reason._tag === "SequenceConflict") {
+              conflicts++
+              return load(expected === "any" ? undefined : expected)
+            }
+            failures[reason._tag] = (failures[reason._tag] ?? 0) + 1
+            positions.delete(entityId)
+            return Effect.void
+          }
+        }
+      )
+    const load = (after: Position | undefined): Effect.Effect<void> =>
+      Effect.matchEffect(journal.load(key, { after }), {
+        onSuccess: append,
+        onFailure: ({ reason }) =>
+          Effect.sync(() => {
+            failures[reason._tag] = (failures[reason._tag] ?? 0) + 1
+          })
+      })
+    const known = positions.get(entityId)
+    return work.expected === "any" ? append("any") : known === undefined ? load(undefined) : append(known)
+  }
+
+  // Everything up to now has been seen by then, as in a process that has been running.
+  for (let shard = 0; shard < journal.shards; shard++) yield* Effect.ignore(journal.head(entityType, shard))
+  const begin = performance.now()
+  const cpu = process.cpuUsage()
+  const { millis } = yield* effectful(work.loops, work.millis, step)
+  const used = process.cpuUsage(cpu)
+  const seconds = (performance.now() - begin) / 1000
+  say({
+    _tag: "done",
+    perSecond: stored / seconds,
+    conflicts,
+    failures,
+    p50: percentile(millis, 0.5),
+    p99: percentile(millis, 0.99),
+    cpu: (used.user + used.system) / 1e6 / seconds
+  })
+})
+
+const program = ({ connection, journal, keyspace, name }: Setup) =>
+  Effect.gen(function* () {
+    const services = yield* Effect.context<Journal>()
+    process.on("message", (message: Work) => Effect.runForkWith(services)(work(name, message)))
+    say({ _tag: "ready" })
+    return yield* Effect.callback<void>((resume) => {
+      process.on("disconnect", () => resume(Effect.void))
+    })
+  }).pipe(
+    Effect.provide(
+      Journal.layer(journal).pipe(
+        Layer.provide(
+          CassandraSession.layer({
+            ...connection,
+            password: connection.password === undefined ? undefined : Redacted.make(connection.password),
+            keyspace,
+            development: true
+          })
+        )
+      )
+    ),
+    Effect.scoped
+  )
+
+if (process.send !== undefined && process.argv[2] !== undefined) {
+  await Effect.runPromise(program(JSON.parse(process.argv[2]) as Setup))
+  process.exit(0)
+}
