@@ -21,6 +21,7 @@ const eventually = (condition: () => boolean) =>
 /** A process and what it was told to be stored. */
 interface Writer extends Appender {
   readonly stored: Array<Stored>
+  readonly begin: Effect.Effect<void>
 }
 
 const start = (name: string, expected: Work["expected"]) =>
@@ -29,8 +30,10 @@ const start = (name: string, expected: Work["expected"]) =>
     const setup: Setup = { name, connection: inject("cassandra"), keyspace, journal: options }
     const stored: Array<Stored> = []
     const appender = yield* startAppender(setup, (one) => stored.push(one))
-    appender.child.send({ ...work, expected } satisfies Work)
-    return { ...appender, stored } satisfies Writer
+    const begin = Effect.sync(() => {
+      appender.child.send({ ...work, expected } satisfies Work)
+    })
+    return { ...appender, stored, begin } satisfies Writer
   })
 
 /** Waits until each has stored so many more. */
@@ -95,29 +98,35 @@ describe("processes that append to the same entities", () => {
       "lose and double nothing when they are killed and paused, and all of them come to their turn",
       () =>
         Effect.gen(function* () {
-          const any = yield* start("any", "any")
-          const position = yield* start("position", "position")
-          const killed = yield* start("killed", "any")
-          const paused = yield* start("paused", "position")
-          yield* more(200, any, position, killed, paused)
+          const [any, position, killed, paused, late] = yield* Effect.all(
+            [
+              start("any", "any"),
+              start("position", "position"),
+              start("killed", "any"),
+              start("paused", "position"),
+              start("late", "position")
+            ],
+            { concurrency: "unbounded" }
+          )
+          yield* Effect.all([any.begin, position.begin, killed.begin, paused.begin])
+          yield* more(100, any, position, killed, paused)
 
-          // Paused at work, for longer than its turn and all that it might take to be under way.
+          // Paused at work, for longer than its turn and all that it might have under way.
           paused.child.kill("SIGSTOP")
-          yield* more(500, any, position, killed)
+          yield* more(300, any, position, killed)
           yield* kill(killed)
-          yield* more(500, any, position)
+          yield* more(300, any, position)
           // Two that take themselves for the one whose turn it is.
           paused.child.kill("SIGCONT")
-          yield* more(200, any, position, paused)
-
-          // One that has just been started, among others that have been at it.
-          const late = yield* start("late", "position")
-          yield* more(200, late)
+          yield* more(100, any, position, paused)
+          // One that nobody has seen yet, among others that have been at it.
+          yield* late.begin
+          yield* more(100, any, position, paused, late)
           const writers = [any, position, paused, late]
           yield* Effect.forEach(writers, kill, { concurrency: "unbounded" })
           yield* check([killed, ...writers])
         }),
-      120_000
+      240_000
     )
   })
 })

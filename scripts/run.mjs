@@ -14,6 +14,7 @@ const tasks = {
   test: [...node, "scripts/test.ts"],
   bench: [...node, "--expose-gc", "integration/bench.ts"],
   "bench:journal": [...node, "--expose-gc", "integration/benchJournal.ts"],
+  "bench:processes": [...node, "integration/benchProcesses.ts"],
   "bench:read-side": [...node, "--expose-gc", "integration/benchReadSide.ts"],
   "bench:session": [...node, "--expose-gc", "integration/benchSession.ts"],
   build: [...node, "scripts/build.ts"]
