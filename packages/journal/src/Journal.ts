@@ -201,8 +201,9 @@ export interface Loaded extends Position {
 /** How to load an entity. */
 export interface LoadOptions {
   /**
-   * Only what came after a position, for who has the state there: no snapshot, and the commands of these events only.
-   * Seldom is anybody asked for it, for what other processes have stored lately is in memory.
+   * Only what came after a position, for those who have the state there: no snapshot, and the commands of these events only.
+   * What was stored in the last seconds is in memory. If `deletedThrough` is not 0, the state is out of date, too: load
+   * without `after` then.
    */
   readonly after?: Position | undefined
   /** Without snapshots after this sequence number. */
