@@ -45,7 +45,7 @@ export type Answer =
 
 const say = (answer: Answer) => process.send?.(answer)
 
-const entityOf = (loop: number, { entities }: Work) => `account-${loop % entities}`
+const entityOf = (loop: number, { entities, expected }: Work) => `${expected}-${loop % entities}`
 
 const work = Effect.fnUntraced(function* (name: string, work: Work) {
   const journal = yield* Journal

@@ -99,9 +99,10 @@ export class Turns {
     const since = now - run.seen
     if (!own && !this.#isAtWork(run)) return 0
     const rest = Math.max(turnMillis - (run.last - run.begin), (turnBlocks - run.blocks) * spacing)
-    // Who is not known to the others shows itself by a block between two turns, or in a gap.
+    // Who is not known to the others shows itself by a block: with luck after theirs, else between two turns or in a gap.
     if (!own && !order.includes(this.#me)) {
-      return since > 1.5 * spacing || (this.#isOver(run) && -rest <= 2 * spacing) ? 0 : lookMillis
+      const overNow = this.#isOver(run) && -rest <= 2 * spacing
+      return since < lookMillis || since > 1.5 * spacing || overNow ? 0 : lookMillis
     }
     // 1 for the next; the writer itself comes after all others.
     const rank = own
