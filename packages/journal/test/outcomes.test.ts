@@ -2,7 +2,7 @@ import { assert, layer } from "@effect/vitest"
 import { CassandraError, OutcomeUnknown } from "@effect-cassandra/session/CassandraError"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
-import { Effect, Fiber, Layer, Stream } from "effect"
+import { Effect, Fiber, Layer, Schedule, Stream } from "effect"
 import { Journal, type Options, type Position } from "../src/Journal.ts"
 
 /** What happens to the next append: its answer is lost, it is not executed, or it is executed later than answered. */
