@@ -74,6 +74,8 @@ export interface Behavior<State, Event extends EventSchema, Command extends Rpc.
   /** The state after an event. A pure function: it is run again whenever the entity is loaded. */
   readonly apply: (state: State, event: Event["Type"]) => State
   readonly commands: Handlers<State, Event, Command, R>
+  /** Whether a snapshot is saved after an event, beside those that `snapshotEvery` asks for: a month was closed, say. */
+  readonly snapshotWhen?: ((state: State, event: Event["Type"]) => boolean) | undefined
   /** Runs when an entity has come into memory, before its first command. */
   readonly recovered?: ((state: State, entityId: string) => Effect.Effect<void, never, R>) | undefined
   /** What events lead to: commands to other entities, or to the same one. Those of one entity are done in their order. */
@@ -106,9 +108,9 @@ export interface Clients<Command extends Rpc.Any> {
 
 /** Settings of an entity type. */
 export interface Options {
-  /** A snapshot of the state is saved after this many events. Default: 100. */
-  readonly snapshotEvery?: number | undefined
-  /** Snapshots kept per entity. Default: 2. */
+  /** A snapshot of the state is saved after this many events, or never by their number. Default: 100. */
+  readonly snapshotEvery?: number | "never" | undefined
+  /** Snapshots kept per entity; more stay until a process has saved as many. Default: 3. */
   readonly snapshotsKept?: number | undefined
   /** An entity without commands for this long leaves memory. Default: 2 minutes. */
   readonly passivateAfter?: Duration.Input | undefined

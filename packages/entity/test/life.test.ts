@@ -14,6 +14,7 @@ import {
   Layer,
   Logger,
   Metric,
+  Option,
   References,
   Schedule,
   Schema,
@@ -688,6 +689,35 @@ describe("observability", () => {
       })
       assert.deepInclude(Object.fromEntries(add!.attributes), { "entity.events": 0, "error.type": "Negative" })
     }).pipe(withEntities({ spanEntityId: true }))
+  )
+
+  it.live("snapshots are saved by number, by what an event says, or not at all, and the newest are kept", () =>
+    Effect.gen(function* () {
+      const journal = yield* Journal
+      const saved = Effect.fnUntraced(function* (entityId: string) {
+        const sequences: Array<number> = []
+        for (let upTo = 1000; ; upTo = sequences.at(-1)! - 1) {
+          const { snapshot } = yield* journal.load({ entityType: "Counter", entityId }, { snapshotsUpTo: upTo })
+          if (Option.isNone(snapshot)) return sequences
+          sequences.push(snapshot.value.sequence)
+        }
+      })
+      const run = (
+        entityId: string,
+        options: PersistentEntity.Options,
+        when?: (state: { readonly total: number }) => boolean
+      ) =>
+        Effect.gen(function* () {
+          const counter = (yield* Counter)(entityId)
+          for (let n = 0; n < 9; n++) yield* counter.Add({ amount: 1 })
+        }).pipe(Effect.provide(Counter.layer({ ...behavior, snapshotWhen: when }, options)))
+      yield* run("number", { snapshotEvery: 2, snapshotsKept: 3 })
+      yield* run("event", { snapshotEvery: "never", snapshotsKept: 2 }, ({ total }) => total === 5)
+      yield* run("never", { snapshotEvery: "never" })
+      yield* until(Effect.map(saved("number"), (found) => found.join() === "8,6,4"))
+      yield* until(Effect.map(saved("event"), (found) => found.join() === "5"))
+      assert.deepStrictEqual(yield* saved("never"), [])
+    }).pipe(Effect.provide(Layer.mergeAll(Journal.layerMemory(), Layer.succeed(Limits, { max: 100 }))))
   )
 
   it.live("metrics by type: commands, errors, recoveries, snapshots", () =>

@@ -312,15 +312,17 @@ export class Entities<State> {
     const { model } = this.#env
     let { state } = loaded
     const events: Array<StoredEvent> = []
+    let due = false
     if (decision._tag === "Persist") {
       for (const event of decision.events) {
         state = model.apply(state, event)
         events.push(model.events.encode(event))
+        due ||= model.snapshotWhen?.(state, event) === true
       }
     }
     // Before anything is stored, for what throws stores nothing.
     const answer = answerOf(decision, state)
-    if (events.length > 0 || ask.ids !== undefined) return this.#store(ask, loaded, state, events, answer)
+    if (events.length > 0 || ask.ids !== undefined) return this.#store(ask, loaded, state, events, due, answer)
     // A reply without events, and a rejection, must not rest on a state that another process has outdated.
     return Effect.matchEffect(this.#confirm(ask.instance, loaded), {
       onFailure: (error) => this.#onFailure(ask, loaded, error),
@@ -337,6 +339,7 @@ export class Entities<State> {
     loaded: Loaded<State>,
     state: State,
     events: ReadonlyArray<StoredEvent>,
+    snapshotDue: boolean,
     answer: Exit.Exit<unknown, unknown>
   ): Answer {
     const { command, ids, instance, span } = ask
@@ -368,8 +371,8 @@ export class Entities<State> {
         ask.stored = events.length
         if (ask.place !== undefined) ask.place.last = this.#placeOf(entityId, validThrough)
         const { snapshotEvery } = this.#env.settings
-        if (Math.floor(sequence / snapshotEvery) > Math.floor(loaded.sequence / snapshotEvery)) {
-          this.#saveSnapshot(entityId, next)
+        if (snapshotDue || Math.floor(sequence / snapshotEvery) > Math.floor(loaded.sequence / snapshotEvery)) {
+          this.#saveSnapshot(instance, next)
         }
         return answer
       }
@@ -511,14 +514,17 @@ export class Entities<State> {
     )
   }
 
-  #saveSnapshot(entityId: string, loaded: Loaded<State>): void {
+  #saveSnapshot(instance: Instance<State>, loaded: Loaded<State>): void {
     const { journal, metrics, model, services, settings } = this.#env
-    const { snapshotEvery, snapshotsKept } = settings
+    const { entityId } = instance
+    instance.snapshots ??= []
+    instance.snapshots.push(loaded.sequence)
+    const removed = instance.snapshots.length > settings.snapshotsKept ? instance.snapshots.shift()! : 0
     const save = Effect.suspend(() =>
       journal.saveSnapshot(
         { entityType: this.#entityType, entityId },
         { sequence: loaded.sequence, validThrough: loaded.validThrough, state: model.encodeState(loaded.state) },
-        loaded.sequence - snapshotEvery * snapshotsKept
+        removed
       )
     ).pipe(
       this.#saving.withPermits(1),

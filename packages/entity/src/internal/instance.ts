@@ -30,6 +30,8 @@ export class Instance<State> {
   defects = 0
   /** Milliseconds of the clock, before which it is not restarted after a defect. */
   restartAt = 0
+  /** Sequence numbers of the snapshots that this process has saved and that are kept. */
+  snapshots: Array<number> | undefined
   draining = false
   /** What follows its coming into memory has been done. */
   recovered = false

@@ -45,6 +45,7 @@ export interface Model<State> {
   readonly commands: ReadonlyMap<string, Command<State>>
   readonly events: EventCodec<AnyEvent>
   readonly apply: (state: State, event: AnyEvent) => State
+  readonly snapshotWhen: ((state: State, event: AnyEvent) => boolean) | undefined
   readonly encodeState: (state: State) => unknown
   /** The state, or in words why it cannot be one. */
   readonly decodeState: (encoded: unknown) => Result.Result<State, string>
@@ -80,6 +81,7 @@ export const makeModel = <State, Event extends EventSchema, Commands extends Rpc
     commands,
     events: makeEventCodec(definition.events as ReadonlyArray<EventSchema>),
     apply: behavior.apply as Model<State>["apply"],
+    snapshotWhen: behavior.snapshotWhen as Model<State>["snapshotWhen"],
     encodeState: SchemaParser.encodeSync(stateSchema),
     decodeState: (encoded) => Result.mapError(decodeState(encoded), describeIssue)
   }

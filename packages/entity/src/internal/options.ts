@@ -4,7 +4,7 @@ import type { Options } from "../PersistentEntity.ts"
 const optional = <A>(config: Config.Config<A>) => Config.withDefault(config, undefined)
 
 const fields = {
-  snapshotEvery: optional(Config.Int("snapshotEvery")),
+  snapshotEvery: optional(Config.orElse(Config.Literal("never", "snapshotEvery"), () => Config.Int("snapshotEvery"))),
   snapshotsKept: optional(Config.Int("snapshotsKept")),
   passivateAfter: optional(Config.Duration("passivateAfter")),
   maxConflicts: optional(Config.Int("maxConflicts")),
@@ -30,8 +30,11 @@ export const settings = Effect.fnUntraced(function* (entityType: string, options
     )
   })
   return {
-    snapshotEvery: yield* count("snapshotEvery", options.snapshotEvery ?? 100, 1),
-    snapshotsKept: yield* count("snapshotsKept", options.snapshotsKept ?? 2, 1),
+    snapshotEvery:
+      options.snapshotEvery === "never"
+        ? Number.POSITIVE_INFINITY
+        : yield* count("snapshotEvery", options.snapshotEvery ?? 100, 1),
+    snapshotsKept: yield* count("snapshotsKept", options.snapshotsKept ?? 3, 1),
     passivateAfter: Duration.toMillis(options.passivateAfter ?? "2 minutes"),
     maxConflicts: yield* count("maxConflicts", options.maxConflicts ?? 50, 0),
     mailboxSize: yield* count("mailboxSize", options.mailboxSize ?? 1000, 1),
