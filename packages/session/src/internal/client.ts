@@ -81,6 +81,24 @@ const repairMetadata = (client: driver.Client) => {
   }
 }
 
+/** What the driver keeps its view of the cluster with; missing in its types. */
+export interface Control {
+  _refresh: (plan?: unknown) => Promise<void>
+}
+
+/**
+ * When the control connection breaks again while it is being renewed, a second renewal begins, and the first one fails where
+ * nobody catches it, which would end the process. The second one does the work.
+ */
+const guardControl = (client: driver.Client) => {
+  const { controlConnection: control } = client as unknown as { readonly controlConnection: Control }
+  const refresh = control._refresh
+  control._refresh = (plan) =>
+    refresh
+      .call(control, plan)
+      .catch((error) => void client.emit("log", "info", "Control connection", "renewed by a later attempt", error))
+}
+
 // An interface in the driver's types, a class at run time.
 const { ClientMetrics } = driver.metrics as unknown as {
   readonly ClientMetrics: new () => driver.metrics.ClientMetrics
@@ -212,6 +230,7 @@ export const connect = (options: Settings, metrics: DriverRetries) => {
         level !== "verbose" && client.emit(event, level, ...args)
     } as driver.DseClientOptions)
     repairMetadata(client)
+    guardControl(client)
     return Effect.tryPromise({
       try: () => client.connect(),
       catch: (cause) => new CassandraError({ reason: explain(toReason(cause), options) })
