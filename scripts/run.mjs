@@ -1,4 +1,4 @@
-// Entry of `npm start`, `npm test`, `npm run build` and the benchmarks: works on a fresh clone with the host's
+// Entry of `npm start`, `npm test`, `npm run build`, `npm run faults` and the benchmarks: works on a fresh clone with the host's
 // Node 20 or later, installs what package-lock.json asks for, then runs the task under the project's own Node.
 import { spawn, spawnSync } from "node:child_process"
 import { existsSync, readFileSync, writeFileSync } from "node:fs"
@@ -17,6 +17,7 @@ const tasks = {
   "bench:processes": [...node, "integration/benchProcesses.ts"],
   "bench:read-side": [...node, "--expose-gc", "integration/benchReadSide.ts"],
   "bench:session": [...node, "--expose-gc", "integration/benchSession.ts"],
+  faults: [...node, "integration/faults.ts"],
   build: [...node, "scripts/build.ts"]
 }
 

@@ -82,7 +82,7 @@ const repairMetadata = (client: driver.Client) => {
 }
 
 /** What the driver keeps its view of the cluster with; missing in its types. */
-export interface Control {
+interface Control {
   _refresh: (plan?: unknown) => Promise<void>
 }
 

@@ -1,0 +1,47 @@
+import { mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { assert, describe, it } from "@effect/vitest"
+import { CassandraCluster } from "@effect-cassandra/testing/CassandraCluster"
+import { Effect } from "effect"
+import { check } from "./faults/checker.ts"
+import { readHistory } from "./faults/history.ts"
+import { type Options, run } from "./faults/run.ts"
+
+const isPossible = await Effect.runPromise(CassandraCluster.isPossible)
+
+/** The seed is fixed: what it found once, it finds again as far as real processes allow. */
+const short: Omit<Options, "folder"> = {
+  seconds: 45,
+  seed: "npm test",
+  writers: 2,
+  nemesis: ["nodes", "connections", "pauses", "services"],
+  accounts: 60,
+  callers: 6
+}
+
+describe("a short fault run (`npm run faults` is the long one)", () => {
+  it.live.skipIf(!isPossible)(
+    "loses, doubles and reorders nothing, and recovers by itself",
+    () =>
+      Effect.gen(function* () {
+        const folder = yield* Effect.acquireRelease(
+          Effect.sync(() => mkdtempSync(join(tmpdir(), "faults-"))),
+          (path) => Effect.sync(() => rmSync(path, { recursive: true }))
+        )
+        const report = yield* run({ ...short, folder })
+        assert.deepStrictEqual(report.problems, [])
+        // It was a run, and there were faults.
+        assert.isAbove(report.looked.acknowledged!, 300)
+        assert.isAbove(report.looked.reads!, 100)
+        assert.isAbove(report.looked.rejected!, 10)
+        assert.isAtLeast(report.faults.length, 4)
+        assert.strictEqual(report.ends.afterOpening, 0)
+        // The history in the file is the one that was checked.
+        const history = readHistory(join(folder, "history.ndjson"))
+        const { looked } = check({ history, logs: [], index: new Map(), views: new Map() })
+        assert.strictEqual(looked.acknowledged, report.looked.acknowledged)
+      }).pipe(Effect.provide(CassandraCluster.layer({ jvm: ["-XX:TieredStopAtLevel=1"] }))),
+    400_000
+  )
+})

@@ -1,0 +1,332 @@
+/**
+ * Decides whether what callers were told agrees with what is stored, and says what it looked at.
+ *
+ * The log gives the order of an account's events, so linearizability needs no search: the place of every write is known, and
+ * a read or a rejection gets the first place that its balance and the operations before it allow. (Gibbons and Korach,
+ * "Testing shared memories", 1997: checking is easy once the order of the writes is known.)
+ */
+import type { EventEnvelope } from "@effect-cassandra/journal/Journal"
+import type { Entry, Value } from "./history.ts"
+
+/** All that was found at the end. */
+export interface Evidence {
+  readonly history: ReadonlyArray<Entry>
+  /** The log of each shard. */
+  readonly logs: ReadonlyArray<ReadonlyArray<EventEnvelope>>
+  /** The events of each account, as the index has them. */
+  readonly index: ReadonlyMap<string, ReadonlyArray<EventEnvelope>>
+  /** The lines of each account's statement, the oldest first, and its balance in the list of its owner. */
+  readonly views: ReadonlyMap<string, View>
+}
+
+export interface View {
+  readonly lines: ReadonlyArray<{ readonly sequence: number; readonly balance: number }>
+  readonly balance: number | undefined
+}
+
+/** A rule that is broken, and where. */
+export interface Problem {
+  readonly rule:
+    | "acknowledged events are stored"
+    | "what failed is not stored"
+    | "nothing is stored twice"
+    | "nothing is stored that nobody asked for"
+    | "answers agree with the events"
+    | "the order agrees with real time"
+    | "reads are linearizable"
+    | "rejections are linearizable"
+    | "sequence numbers have no hole and no repeat"
+    | "offsets have no hole"
+    | "stamps increase"
+    | "balances are the fold of the events"
+    | "the index equals the log"
+    | "views equal the log"
+    | "the money is all there"
+  readonly message: string
+}
+
+export interface Verdict {
+  readonly problems: ReadonlyArray<Problem>
+  /** What was looked at. */
+  readonly looked: Readonly<Record<string, number>>
+}
+
+/** An operation from beginning to end. */
+interface Operation {
+  readonly f: Entry["f"]
+  readonly key: string
+  readonly type: "ok" | "fail" | "info"
+  readonly value: Value
+  readonly invoked: number
+  /** Never, if it is not known. */
+  readonly completed: number
+}
+
+const operationsOf = (history: ReadonlyArray<Entry>): ReadonlyArray<Operation> => {
+  const begun = new Map<number, Entry>()
+  const operations: Array<Operation> = []
+  for (const entry of history) {
+    const { f, key, process, sequence, type, value } = entry
+    const start = begun.get(process)
+    if (type === "invoke") {
+      if (start !== undefined) throw new Error(`process ${process} begins at line ${sequence} before it has ended`)
+      begun.set(process, entry)
+      continue
+    }
+    if (start === undefined || start.f !== f || start.key !== key) {
+      throw new Error(`process ${process} ends at line ${sequence} what it has not begun`)
+    }
+    begun.delete(process)
+    const completed = type === "info" ? Number.POSITIVE_INFINITY : sequence
+    operations.push({ f, key, type, value: { ...start.value, ...value }, invoked: start.sequence, completed })
+  }
+  for (const { f, key, sequence, value } of begun.values()) {
+    operations.push({ f, key, type: "info", value, invoked: sequence, completed: Number.POSITIVE_INFINITY })
+  }
+  return operations.toSorted((one, other) => one.invoked - other.invoked)
+}
+
+const eventOf = { deposit: "Deposited", withdraw: "Withdrawn" } as const
+
+const isWrite = (operation: Operation): operation is Operation & { readonly f: "deposit" | "withdraw" } =>
+  operation.f !== "read"
+
+interface Payload {
+  readonly cents?: number
+  readonly balance?: number
+}
+
+export const check = ({ history, index, logs, views }: Evidence): Verdict => {
+  const problems: Array<Problem> = []
+  const report = (rule: Problem["rule"], message: string) => void problems.push({ rule, message })
+  const count = { operations: 0, acknowledged: 0, rejected: 0, failed: 0, unknown: 0, unknownStored: 0, reads: 0 }
+
+  // Shards: offsets, stamps.
+  const accounts = new Map<string, Array<EventEnvelope>>()
+  for (const [shard, log] of logs.entries()) {
+    for (const [i, event] of log.entries()) {
+      const before = log[i - 1]
+      if (event.offset !== i + 1) report("offsets have no hole", `shard ${shard}: ${event.offset} stands at ${i + 1}`)
+      if (before !== undefined && event.stamp <= before.stamp) {
+        report("stamps increase", `shard ${shard}: ${event.stamp} at ${event.offset} follows ${before.stamp}`)
+      }
+      const events = accounts.get(event.entityId)
+      if (events === undefined) accounts.set(event.entityId, [event])
+      else events.push(event)
+    }
+  }
+
+  const operations = operationsOf(history)
+  const byAccount = Map.groupBy(operations, ({ key }) => key)
+  for (const key of byAccount.keys()) if (!accounts.has(key)) accounts.set(key, [])
+
+  let stored = 0
+  let money = 0
+  let deposits = 0
+  let withdrawals = 0
+  for (const [account, events] of accounts) {
+    // Events: sequence numbers, balances.
+    let balance = 0
+    const balances = [0]
+    for (const [i, event] of events.entries()) {
+      if (event.sequence !== i + 1) {
+        report("sequence numbers have no hole and no repeat", `${account}: ${event.sequence} stands at ${i + 1}`)
+      }
+      const payload = event.payload as Payload
+      if (event.type === "Deposited") {
+        balance += payload.cents!
+        deposits += payload.cents!
+      } else if (event.type === "Withdrawn") {
+        balance -= payload.cents!
+        withdrawals += payload.cents!
+      }
+      balances.push(balance)
+      if (event.type !== "Opened" && payload.balance !== balance) {
+        report(
+          "balances are the fold of the events",
+          `${account}: ${payload.balance} at ${i + 1} instead of ${balance}`
+        )
+      }
+      if (balance < 0) report("balances are the fold of the events", `${account}: ${balance} at ${i + 1}`)
+    }
+    stored += events.length
+    money += balance
+
+    // Which operation stored which event.
+    const positions = new Map<string, number>()
+    for (const [i, { payload, type }] of events.entries()) {
+      if (type === "Opened") continue
+      const name = `${type} ${(payload as Payload).cents}`
+      if (positions.has(name))
+        report("nothing is stored twice", `${account}: ${name} at ${positions.get(name)} and ${i + 1}`)
+      else positions.set(name, i + 1)
+    }
+    const asked = new Set<string>()
+    const placed: Array<{ readonly operation: Operation; readonly position: number | undefined }> = []
+    for (const operation of byAccount.get(account) ?? []) {
+      const { type, value } = operation
+      count.operations++
+      if (!isWrite(operation)) {
+        placed.push({ operation, position: undefined })
+        if (type === "ok") count.reads++
+        continue
+      }
+      const name = `${eventOf[operation.f]} ${value.cents}`
+      asked.add(name)
+      const position = positions.get(name)
+      if (type === "ok") {
+        count.acknowledged++
+        if (position === undefined) report("acknowledged events are stored", `${account}: ${name} is not there`)
+        else if (balances[position] !== value.balance) {
+          report(
+            "answers agree with the events",
+            `${account}: ${name} was answered with ${value.balance}, and is ${balances[position]} at ${position}`
+          )
+        }
+      } else if (type === "fail") {
+        if (value.error === "Overdraft") count.rejected++
+        else count.failed++
+        if (position !== undefined) report("what failed is not stored", `${account}: ${name} is there, at ${position}`)
+      } else {
+        count.unknown++
+        if (position !== undefined) count.unknownStored++
+      }
+      placed.push({ operation, position })
+    }
+    for (const [name, position] of positions) {
+      if (!asked.has(name)) report("nothing is stored that nobody asked for", `${account}: ${name} at ${position}`)
+    }
+
+    // Real time: what was over before something began has its place before it.
+    const ends = placed
+      .filter(({ operation, position }) => position !== undefined && operation.type === "ok")
+      .map(({ operation, position }) => ({ at: operation.completed, position: position! }))
+    const begins = placed
+      .filter(({ position }) => position !== undefined)
+      .map(({ operation, position }) => ({ at: operation.invoked, position: position! }))
+    /** For each line the least place of what begins after it. */
+    const ceilings = suffixMinimum(begins)
+    const done = new Floors(ends)
+    const placeReads = new Floors([])
+    for (const { operation, position } of placed) {
+      const { completed, f, invoked, type, value } = operation
+      const floor = Math.max(done.before(invoked), placeReads.before(invoked))
+      if (position !== undefined) {
+        if (position <= floor) {
+          report(
+            "the order agrees with real time",
+            `${account}: ${f} of ${value.cents} at line ${invoked} has place ${position}, and what was seen before has ${floor}`
+          )
+        }
+        continue
+      }
+      const isRead = f === "read" && type === "ok"
+      const isRejection = type === "fail" && value.error === "Overdraft"
+      if (!isRead && !isRejection) continue
+      const ceiling = ceilings(completed) - 1
+      let place = floor
+      while (place <= Math.min(ceiling, events.length) && balances[place] !== value.balance) place++
+      if (place > Math.min(ceiling, events.length)) {
+        report(
+          isRead ? "reads are linearizable" : "rejections are linearizable",
+          `${account}: the balance ${value.balance} at line ${completed} was at no time between places ${floor} and ${Math.min(ceiling, events.length)}`
+        )
+      } else {
+        placeReads.add(completed, place)
+        if (isRejection && value.cents! <= value.balance!) {
+          report(
+            "rejections are linearizable",
+            `${account}: ${value.cents} of ${value.balance} was refused at line ${completed}`
+          )
+        }
+      }
+    }
+
+    // Index and views.
+    const indexed = index.get(account) ?? []
+    const same = (a: EventEnvelope, b: EventEnvelope | undefined) =>
+      a.sequence === b?.sequence && a.type === b.type && JSON.stringify(a.payload) === JSON.stringify(b.payload)
+    if (indexed.length !== events.length || events.some((event, i) => !same(event, indexed[i]))) {
+      report("the index equals the log", `${account}: ${indexed.length} events instead of ${events.length}, or others`)
+    }
+    if (events.length > 0) {
+      const view = views.get(account)
+      const lines = view?.lines ?? []
+      if (
+        lines.length !== events.length ||
+        lines.some((line, i) => line.sequence !== i + 1 || line.balance !== balances[i + 1])
+      ) {
+        report(
+          "views equal the log",
+          `${account}: the statement has ${lines.length} lines for ${events.length} events, or others`
+        )
+      }
+      if (view?.balance !== balance) {
+        report("views equal the log", `${account}: the list of its owner says ${view?.balance} instead of ${balance}`)
+      }
+    }
+  }
+  for (const account of index.keys()) {
+    if (!accounts.has(account)) report("the index equals the log", `${account} is not in the log`)
+  }
+
+  // Money: what was acknowledged is there, and no more than what may have been done.
+  const sum = (f: Entry["f"], types: ReadonlyArray<string>) =>
+    operations
+      .filter((operation) => operation.f === f && types.includes(operation.type))
+      .reduce((total, { value }) => total + value.cents!, 0)
+  const least = sum("deposit", ["ok"]) - sum("withdraw", ["ok", "info"])
+  const most = sum("deposit", ["ok", "info"]) - sum("withdraw", ["ok"])
+  const shown = [...views.values()].reduce((total, { balance }) => total + (balance ?? 0), 0)
+  if (money !== deposits - withdrawals || money < least || money > most || shown !== money) {
+    report(
+      "the money is all there",
+      `${money} in the accounts, ${shown} in the views, between ${least} and ${most} by the answers`
+    )
+  }
+
+  return {
+    problems,
+    looked: { ...count, accounts: accounts.size, shards: logs.length, events: stored, cents: money }
+  }
+}
+
+/** For a line, the least place among what begins after it. */
+const suffixMinimum = (begins: ReadonlyArray<{ readonly at: number; readonly position: number }>) => {
+  const sorted = begins.toSorted((one, other) => one.at - other.at)
+  const least: Array<number> = []
+  for (let i = sorted.length - 1; i >= 0; i--) {
+    least[i] = Math.min(sorted[i]!.position, least[i + 1] ?? Number.POSITIVE_INFINITY)
+  }
+  return (line: number) => {
+    let low = 0
+    let high = sorted.length
+    while (low < high) {
+      const middle = (low + high) >> 1
+      if (sorted[middle]!.at > line) high = middle
+      else low = middle + 1
+    }
+    return least[low] ?? Number.POSITIVE_INFINITY
+  }
+}
+
+/** For a line, the greatest place among what was over before it; asked with lines that increase. */
+class Floors {
+  readonly #waiting: Array<{ readonly at: number; readonly position: number }>
+  #floor = 0
+  constructor(ends: ReadonlyArray<{ readonly at: number; readonly position: number }>) {
+    this.#waiting = [...ends]
+  }
+  add(at: number, position: number) {
+    this.#waiting.push({ at, position })
+  }
+  before(line: number): number {
+    for (let i = this.#waiting.length - 1; i >= 0; i--) {
+      const { at, position } = this.#waiting[i]!
+      if (at >= line) continue
+      this.#floor = Math.max(this.#floor, position)
+      this.#waiting.splice(i, 1)
+    }
+    return this.#floor
+  }
+}

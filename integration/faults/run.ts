@@ -1,0 +1,257 @@
+/**
+ * The fault run: banks in processes of their own on three nodes, callers, a nemesis, and at the end the checker.
+ */
+import { mkdirSync, writeFileSync } from "node:fs"
+import { join } from "node:path"
+import { type EventEnvelope, Journal } from "@effect-cassandra/journal/Journal"
+import * as CassandraSession from "@effect-cassandra/session/CassandraSession"
+import { cql } from "@effect-cassandra/session/Statement"
+import { CassandraCluster } from "@effect-cassandra/testing/CassandraCluster"
+import { Console, Effect, Fiber, Layer, Random, Stream } from "effect"
+import { check, type Verdict, type View } from "./checker.ts"
+import { type Entry, History, type Type, type Value } from "./history.ts"
+import { type Done, type Kind, runNemesis } from "./nemesis.ts"
+import { ask, type Resources, runService, type Service } from "./service.ts"
+
+export interface Options {
+  /** How long things go wrong. */
+  readonly seconds: number
+  readonly seed: string
+  /** Service processes that write the same accounts. */
+  readonly writers: number
+  readonly nemesis: ReadonlyArray<Kind>
+  readonly accounts: number
+  /** Callers of each service, each of which does one thing after the other. */
+  readonly callers: number
+  /** For the history and the logs of the services. */
+  readonly folder: string
+}
+
+interface Report extends Verdict {
+  readonly faults: ReadonlyArray<Done>
+  /** Milliseconds from the last fault until every service had answered for every account. */
+  readonly answered: number
+  /** Milliseconds from the last fault until every view was equal to the log. */
+  readonly caughtUp: number
+  readonly resources: ReadonlyArray<{ readonly before: Resources | undefined; readonly after: Resources | undefined }>
+  /** Services that ended without having been killed: before they had opened, and after. */
+  readonly ends: { readonly beforeOpening: number; readonly afterOpening: number }
+}
+
+const owner = "ada"
+
+/** Waits for a condition for as long as people wait before they call somebody. */
+const within = <A>(minutes: number, what: string, condition: Effect.Effect<A | undefined>) =>
+  Effect.gen(function* () {
+    const end = performance.now() + minutes * 60_000
+    for (;;) {
+      const found = yield* condition
+      if (found !== undefined) return found
+      if (performance.now() > end) return yield* Effect.die(new Error(`after ${minutes} minutes ${what}`))
+      yield* Effect.sleep("50 millis")
+    }
+  })
+
+/** One operation, written down. */
+const operate = Effect.fnUntraced(function* (
+  history: History,
+  process: number,
+  service: Service,
+  f: Entry["f"],
+  key: string,
+  cents?: number
+) {
+  const url = service.url()
+  if (url === undefined) return undefined
+  const write = (type: Type, value: Value) => history.add({ process, service: service.index, type, f, key, value })
+  const asked = cents === undefined ? {} : { cents }
+  write("invoke", asked)
+  const { body, status } = yield* f === "read"
+    ? ask(url, "GET", `/accounts/${key}`)
+    : ask(url, "POST", `/accounts/${key}/${f === "deposit" ? "deposits" : "withdrawals"}`, asked)
+  const type: Type =
+    status === 200
+      ? "ok"
+      : status === "not sent" || (typeof status === "number" && status < 500)
+        ? "fail"
+        : status === 503 && /has not done it/.test(body?.message ?? "")
+          ? "fail"
+          : "info"
+  const balance = body?.balance === undefined ? {} : { balance: body.balance }
+  write(type, { ...asked, ...balance, ...(type === "ok" ? {} : { error: body?._tag ?? String(status) }) })
+  return type
+})
+
+/** Amounts that occur once. */
+let amounts = 0
+const amount = (most: number) =>
+  Effect.map(Random.nextIntBetween(1, most), (size) => size * 1_000_000 + (amounts++ % 1_000_000))
+
+const caller = Effect.fnUntraced(function* (
+  history: History,
+  service: Service,
+  accounts: ReadonlyArray<string>,
+  isOver: () => boolean
+) {
+  let process = history.newProcess()
+  while (!isOver()) {
+    const key = yield* Random.choice(accounts)
+    const chance = yield* Random.next
+    const type =
+      chance < 0.4
+        ? yield* operate(history, process, service, "deposit", key, yield* amount(100))
+        : chance < 0.75
+          ? yield* operate(history, process, service, "withdraw", key, yield* amount(150))
+          : yield* operate(history, process, service, "read", key)
+    if (type === "info") process = history.newProcess()
+    if (type !== "ok") yield* Effect.sleep("100 millis")
+  }
+})
+
+/** Reads every account by every service until each has answered. */
+const readEverything = (history: History, services: ReadonlyArray<Service>, accounts: ReadonlyArray<string>) =>
+  Effect.forEach(
+    services,
+    (service) =>
+      Effect.forEach(
+        accounts,
+        (key) =>
+          within(
+            2,
+            `service ${service.index} does not answer for ${key}`,
+            Effect.suspend(() =>
+              Effect.map(operate(history, history.newProcess(), service, "read", key), (type) =>
+                type === "ok" ? true : undefined
+              )
+            )
+          ),
+        { concurrency: 8, discard: true }
+      ),
+    { concurrency: "unbounded", discard: true }
+  )
+
+/** The log and the index, by a journal that had no part in the run. */
+const readJournal = (accounts: ReadonlyArray<string>) =>
+  Effect.gen(function* () {
+    const journal = yield* Journal
+    const logs: Array<ReadonlyArray<EventEnvelope>> = []
+    for (let shard = 0; shard < journal.shards; shard++) {
+      logs.push(yield* Stream.runCollect(journal.currentEvents("Account", shard, 0)))
+    }
+    const index = new Map<string, ReadonlyArray<EventEnvelope>>()
+    for (const entityId of accounts) {
+      index.set(entityId, (yield* journal.load({ entityType: "Account", entityId }, { snapshotsUpTo: 0 })).events)
+    }
+    return { logs, index }
+  })
+
+/** What the views of a service say of an account. */
+const readViews = Effect.fnUntraced(function* (url: string, accounts: ReadonlyArray<string>) {
+  const views = new Map<string, View>()
+  const list = yield* ask(url, "GET", `/owners/${owner}/accounts`)
+  if (list.status !== 200) return undefined
+  const balances = new Map<string, number>(list.body.accounts.map((row: any) => [row.account, row.balance]))
+  for (const account of accounts) {
+    const lines: Array<View["lines"][number]> = []
+    let next = ""
+    do {
+      const page = yield* ask(url, "GET", `/accounts/${account}/statement?limit=100${next}`)
+      if (page.status !== 200) return undefined
+      lines.push(...page.body.lines)
+      next = page.body.next === undefined ? "" : `&before=${page.body.next}`
+    } while (next !== "")
+    views.set(account, { lines: lines.reverse(), balance: balances.get(account) })
+  }
+  return views
+})
+
+/** Runs, and checks. */
+export const run = Effect.fnUntraced(function* (options: Options) {
+  mkdirSync(options.folder, { recursive: true })
+  const cluster = yield* CassandraCluster
+  const history = new History(join(options.folder, "history.ndjson"))
+  const keyspace = `faults_${crypto.randomUUID().replaceAll("-", "")}`
+  const accounts = Array.from({ length: options.accounts }, (_, i) => `account-${i}`)
+  const session = CassandraSession.CassandraSession.layer({
+    ...cluster.connection,
+    keyspace,
+    replication: { datacenter1: 3 },
+    service: "bank"
+  })
+  yield* Effect.provide(cql`SELECT release_version FROM system.local`.one, session)
+
+  const services: Array<Service> = []
+  for (let i = 0; i < options.writers; i++) {
+    services.push(yield* runService(i, yield* cluster.network, keyspace, join(options.folder, `service-${i}.log`)))
+  }
+  yield* Effect.forEach(services, (service) => within(2, "a bank has not opened", Effect.sync(service.url)), {
+    concurrency: "unbounded"
+  })
+  yield* Effect.forEach(
+    accounts,
+    (account) =>
+      within(
+        1,
+        `${account} cannot be opened`,
+        Effect.map(ask(services[0]!.url()!, "PUT", `/accounts/${account}`, { owner }), ({ status }) =>
+          status === 200 || status === 409 ? true : undefined
+        )
+      ),
+    { concurrency: 16, discard: true }
+  )
+  yield* readEverything(history, services, accounts)
+  const before = yield* Effect.forEach(services, ({ resources }) => resources)
+
+  yield* Console.log(
+    `${options.writers} service processes, ${options.accounts} accounts, seed ${options.seed}: ${options.seconds} s of faults (${options.nemesis.join(", ") || "none"})`
+  )
+  let over = false
+  const callers = yield* Effect.forEach(
+    services.flatMap((service) => Array.from({ length: options.callers }, () => service)),
+    (service, i) =>
+      Effect.forkChild(
+        caller(history, service, accounts, () => over).pipe(Random.withSeed(`${options.seed} caller ${i}`))
+      )
+  )
+  const until = performance.now() + options.seconds * 1000
+  const faults = yield* runNemesis(options.nemesis, cluster, services, until).pipe(
+    Random.withSeed(`${options.seed} nemesis`)
+  )
+  yield* Effect.sleep(Math.max(0, until - performance.now()))
+  yield* cluster.heal
+  const mended = performance.now()
+  over = true
+  for (const fiber of callers) yield* Fiber.join(fiber)
+  yield* readEverything(history, services, accounts)
+  const answered = performance.now() - mended
+
+  const stored = yield* readJournal(accounts).pipe(Effect.provide(Journal.layer().pipe(Layer.provide(session))))
+  const looked = { history: history.entries, ...stored }
+  const verdict = yield* within(
+    2,
+    "",
+    Effect.gen(function* () {
+      const views = yield* readViews(services[0]!.url() ?? "", accounts)
+      if (views === undefined) return undefined
+      const found = check({ ...looked, views })
+      const isBehind = found.problems.some(({ rule }) => rule === "views equal the log")
+      return isBehind && performance.now() < mended + 90_000 ? undefined : found
+    })
+  )
+  const caughtUp = performance.now() - mended
+  const after = yield* Effect.forEach(services, ({ resources }) => resources)
+  history.flush()
+  const report: Report = {
+    ...verdict,
+    faults,
+    answered: Math.round(answered),
+    caughtUp: Math.round(caughtUp),
+    resources: services.map((_, i) => ({ before: before[i], after: after[i] })),
+    ends: {
+      beforeOpening: services.reduce((total, { ends }) => total + ends.beforeOpening, 0),
+      afterOpening: services.reduce((total, { ends }) => total + ends.afterOpening, 0)
+    }
+  }
+  writeFileSync(join(options.folder, "report.json"), `${JSON.stringify({ ...options, ...report }, undefined, 2)}\n`)
+  return report
+})

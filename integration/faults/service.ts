@@ -1,0 +1,132 @@
+/**
+ * A bank in a process of its own, which is started again whenever it ends, as an operator's supervisor would.
+ */
+import { type ChildProcess, spawn } from "node:child_process"
+import { createWriteStream, readdirSync, readFileSync } from "node:fs"
+import { createInterface } from "node:readline"
+import { fileURLToPath } from "node:url"
+import type { Network } from "@effect-cassandra/testing/CassandraCluster"
+import { Effect } from "effect"
+
+const root = fileURLToPath(new URL("../..", import.meta.url))
+
+/** What a process holds. */
+export interface Resources {
+  readonly megabytes: number
+  readonly handles: number
+}
+
+export interface Service {
+  readonly index: number
+  readonly network: Network
+  /** Where it answers; `undefined` while it does not run. */
+  readonly url: () => string | undefined
+  readonly kill: Effect.Effect<void>
+  readonly pause: Effect.Effect<void>
+  readonly resume: Effect.Effect<void>
+  readonly resources: Effect.Effect<Resources | undefined>
+  /** How often it ended by itself before it had opened, as it does when Cassandra is away for long, and after. */
+  readonly ends: { beforeOpening: number; afterOpening: number }
+}
+
+/** Runs a bank on its own network until the scope is closed; its output goes to a file. */
+export const runService = Effect.fnUntraced(function* (index: number, network: Network, keyspace: string, log: string) {
+  const output = createWriteStream(log)
+  const ends = { beforeOpening: 0, afterOpening: 0 }
+  let child: ChildProcess | undefined
+  let url: string | undefined
+  let closing = false
+  let killed = false
+  const { addresses, contactPoints } = network.connection
+
+  const start = () => {
+    killed = false
+    const started = spawn(process.execPath, ["--conditions=@effect-cassandra/source", "examples/bank/src/main.ts"], {
+      cwd: root,
+      env: {
+        ...process.env,
+        CASSANDRA_CONTACT_POINTS: contactPoints!.join(","),
+        CASSANDRA_ADDRESSES: Object.entries(addresses!)
+          .map(([node, proxy]) => `${node}=${proxy}`)
+          .join(","),
+        BANK_KEYSPACE: keyspace,
+        PORT: "0"
+      },
+      stdio: ["ignore", "pipe", "pipe"]
+    })
+    child = started
+    started.stderr.pipe(output, { end: false })
+    createInterface(started.stdout).on("line", (line) => {
+      output.write(`${line}\n`)
+      url ??= /The bank is open at (http:\S+)\. /.exec(line)?.[1]
+    })
+    started.on("exit", (code, signal) => {
+      output.write(`--- ended with ${signal ?? code}\n`)
+      if (!killed && !closing) {
+        if (url === undefined) ends.beforeOpening++
+        else ends.afterOpening++
+      }
+      url = undefined
+      child = undefined
+      if (!closing) setTimeout(() => closing || start(), 300)
+    })
+  }
+  const signal = (name: NodeJS.Signals) => Effect.sync(() => void child?.kill(name))
+
+  yield* Effect.acquireRelease(Effect.sync(start), () =>
+    Effect.promise(async () => {
+      closing = true
+      const last = child
+      if (last !== undefined) {
+        const gone = new Promise((resolve) => last.on("exit", resolve))
+        last.kill("SIGCONT")
+        last.kill("SIGTERM")
+        const late = setTimeout(() => last.kill("SIGKILL"), 15_000)
+        await gone
+        clearTimeout(late)
+      }
+      output.end()
+    })
+  )
+  const service: Service = {
+    index,
+    network,
+    url: () => url,
+    ends,
+    kill: Effect.sync(() => {
+      killed = true
+      child?.kill("SIGKILL")
+    }),
+    pause: signal("SIGSTOP"),
+    resume: signal("SIGCONT"),
+    resources: Effect.sync(() => {
+      const pid = child?.pid
+      if (pid === undefined) return undefined
+      const kilobytes = /^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1]
+      return { megabytes: Math.round(Number(kilobytes) / 1024), handles: readdirSync(`/proc/${pid}/fd`).length }
+    })
+  }
+  return service
+})
+
+/** What became of a request: an answer, the certainty that it was not sent, or neither. */
+export type Answer =
+  | { readonly status: number; readonly body: any }
+  | { readonly status: "not sent" | "unknown"; readonly body: undefined }
+
+/** Asks a bank. */
+export const ask = (url: string, method: string, path: string, body?: unknown): Effect.Effect<Answer> =>
+  Effect.promise(async () => {
+    try {
+      const response = await fetch(url + path, {
+        method,
+        signal: AbortSignal.timeout(20_000),
+        ...(body === undefined ? {} : { headers: { "content-type": "application/json" }, body: JSON.stringify(body) })
+      })
+      const text = await response.text()
+      return { status: response.status, body: text === "" ? undefined : JSON.parse(text) }
+    } catch (error) {
+      const code = (error as { readonly cause?: { readonly code?: string } }).cause?.code
+      return { status: code === "ECONNREFUSED" ? "not sent" : "unknown", body: undefined }
+    }
+  })
