@@ -35,11 +35,12 @@ describe("a short fault run (`npm run faults` is the long one)", () => {
         assert.isAbove(report.looked.acknowledged!, 300)
         assert.isAbove(report.looked.reads!, 100)
         assert.isAbove(report.looked.rejected!, 10)
+        assert.isAbove(report.looked.completed!, 10)
         assert.isAtLeast(report.faults.length, 4)
         assert.strictEqual(report.ends.afterOpening, 0)
         // The history in the file is the one that was checked.
         const history = readHistory(join(folder, "history.ndjson"))
-        const { looked } = check({ history, logs: [], index: new Map(), views: new Map() })
+        const { looked } = check({ history, logs: [], index: new Map(), views: new Map(), transfers: new Map() })
         assert.strictEqual(looked.acknowledged, report.looked.acknowledged)
       }).pipe(Effect.provide(CassandraCluster.layer({ jvm: ["-XX:TieredStopAtLevel=1"] }))),
     400_000

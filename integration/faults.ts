@@ -52,7 +52,7 @@ const program = Effect.gen(function* () {
   }
   yield* Console.log(`looked at ${JSON.stringify(report.looked)}`)
   yield* Console.log(
-    `all services answered ${report.answered} ms after the last fault, views were equal after ${report.caughtUp} ms`
+    `all services answered ${report.answered} ms after the last fault, no transfer was on its way after ${report.settled} ms, views were equal after ${report.caughtUp} ms`
   )
   yield* Console.log(
     `services ended by themselves: ${JSON.stringify(report.ends)}; ${JSON.stringify(report.resources)}`

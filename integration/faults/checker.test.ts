@@ -9,6 +9,7 @@ class World {
   readonly logs: Array<Array<EventEnvelope>> = [[], []]
   readonly index = new Map<string, ReadonlyArray<EventEnvelope>>()
   readonly views = new Map<string, View>()
+  readonly transfers = new Map<string, string | undefined>()
 
   line(process: number, type: Entry["type"], f: Entry["f"], key: string, value: Value = {}) {
     const sequence = this.history.length
@@ -23,7 +24,7 @@ class World {
     return (this.eventsOf(key).at(-1)?.payload as { balance?: number } | undefined)?.balance ?? 0
   }
 
-  store(shard: number, key: string, type: string, cents = 0) {
+  store(shard: number, key: string, type: string, cents = 0, transfer?: string) {
     const log = this.logs[shard]!
     const change = type === "Deposited" ? cents : -cents
     const event: EventEnvelope = {
@@ -37,7 +38,10 @@ class World {
       version: 1,
       metadata: {},
       deleted: false,
-      payload: type === "Opened" ? { owner: "ada" } : { cents, balance: this.balance(key) + change }
+      payload:
+        type === "Opened"
+          ? { owner: "ada" }
+          : { cents, balance: this.balance(key) + change, ...(transfer === undefined ? {} : { transfer }) }
     }
     log.push(event)
     this.#derive(key)
@@ -62,6 +66,13 @@ class World {
     this.line(process, "invoke", "deposit", key, { cents })
     this.store(shard, key, "Deposited", cents)
     this.line(process, "ok", "deposit", key, { cents, balance: this.balance(key) })
+  }
+
+  transfer(transfer: string, cents: number, status?: "completed" | "failed", end: "ok" | "fail" | "info" = "ok") {
+    const process = 20 + this.transfers.size
+    this.line(process, "invoke", "transfer", "b", { transfer, cents, to: "a" })
+    this.line(process, end, "transfer", "b", { transfer, cents, to: "a" })
+    this.transfers.set(transfer, status)
   }
 
   read(process: number, key: string, balance = this.balance(key)) {
@@ -97,6 +108,20 @@ const world = () => {
   w.read(4, "a")
   // A caller that never heard anything.
   w.line(5, "invoke", "deposit", "a", { cents: 11 })
+  return w
+}
+
+/** The same with transfers: one arrives, one comes back, one is declined, one of unknown outcome was never started. */
+const worldWithTransfers = () => {
+  const w = world()
+  w.transfer("t1", 5, "completed")
+  w.store(1, "b", "Withdrawn", 5, "t1")
+  w.store(0, "a", "Deposited", 5, "t1")
+  w.transfer("t2", 6, "failed")
+  w.store(1, "b", "Withdrawn", 6, "t2")
+  w.store(1, "b", "Deposited", 6, "t2")
+  w.transfer("t3", 600, "failed")
+  w.transfer("t4", 7, undefined, "info")
   return w
 }
 
@@ -259,6 +284,49 @@ const planted: ReadonlyArray<readonly [string, Problem["rule"], (w: World) => vo
   ]
 ]
 
+const plantedTransfers: typeof planted = [
+  ["an acknowledged one that is not there", "acknowledged events are stored", (w) => w.transfer("t9", 1)],
+  ["one that was said to have failed", "what failed is not stored", (w) => w.transfer("t9", 7, "failed", "fail")],
+  [
+    "one that has not arrived",
+    "transfers are whole",
+    (w) => {
+      w.transfer("t9", 1, "completed")
+      w.store(1, "b", "Withdrawn", 1, "t9")
+    }
+  ],
+  ["one that is still on its way", "transfers are whole", (w) => w.transfers.set("t1", "sent")],
+  ["one that has arrived twice", "transfers are whole", (w) => w.store(0, "a", "Deposited", 5, "t1")],
+  [
+    "one that has arrived elsewhere",
+    "transfers are whole",
+    (w) => {
+      w.transfer("t9", 1, "completed")
+      w.store(1, "b", "Withdrawn", 1, "t9")
+      w.store(1, "b", "Deposited", 1, "t9")
+    }
+  ],
+  [
+    "one of which only a part arrives",
+    "transfers are whole",
+    (w) => {
+      w.transfer("t9", 2, "completed")
+      w.store(1, "b", "Withdrawn", 2, "t9")
+      w.store(0, "a", "Deposited", 1, "t9")
+    }
+  ],
+  [
+    "one that failed and has not come back",
+    "transfers are whole",
+    (w) => {
+      w.transfer("t9", 1, "failed")
+      w.store(1, "b", "Withdrawn", 1, "t9")
+    }
+  ],
+  ["one that came back twice", "transfers are whole", (w) => w.store(1, "b", "Deposited", 6, "t2")],
+  ["one that nobody asked for", "nothing is stored that nobody asked for", (w) => w.store(1, "b", "Deposited", 6, "t0")]
+]
+
 describe("the checker", () => {
   it("finds nothing where nothing is wrong, and says what it looked at", () => {
     const { looked, problems } = check(world())
@@ -275,10 +343,23 @@ describe("the checker", () => {
       shards: 2,
       events: 6
     })
+    const more = check(worldWithTransfers())
+    assert.deepStrictEqual(more.problems, [])
+    assert.deepInclude(more.looked, {
+      events: 10,
+      transfers: 4,
+      completed: 1
+    })
   })
 
   it.each(planted)("notices %s", (_, rule, plant) => {
     const w = world()
+    plant(w)
+    assert.include([...rulesOf(w)], rule)
+  })
+
+  it.each(plantedTransfers)("notices a transfer: %s", (_, rule, plant) => {
+    const w = worldWithTransfers()
     plant(w)
     assert.include([...rulesOf(w)], rule)
   })

@@ -17,6 +17,8 @@ export interface Evidence {
   readonly index: ReadonlyMap<string, ReadonlyArray<EventEnvelope>>
   /** The lines of each account's statement, the oldest first, and its balance in the list of its owner. */
   readonly views: ReadonlyMap<string, View>
+  /** What each transfer says of itself: `undefined` if it says that it was never started. */
+  readonly transfers: ReadonlyMap<string, string | undefined>
 }
 
 export interface View {
@@ -41,6 +43,7 @@ export interface Problem {
     | "balances are the fold of the events"
     | "the index equals the log"
     | "views equal the log"
+    | "transfers are whole"
     | "the money is all there"
   readonly message: string
 }
@@ -89,17 +92,28 @@ const operationsOf = (history: ReadonlyArray<Entry>): ReadonlyArray<Operation> =
 const eventOf = { deposit: "Deposited", withdraw: "Withdrawn" } as const
 
 const isWrite = (operation: Operation): operation is Operation & { readonly f: "deposit" | "withdraw" } =>
-  operation.f !== "read"
+  operation.f === "deposit" || operation.f === "withdraw"
 
 interface Payload {
   readonly cents?: number
   readonly balance?: number
+  readonly transfer?: string
 }
 
-export const check = ({ history, index, logs, views }: Evidence): Verdict => {
+export const check = ({ history, index, logs, transfers, views }: Evidence): Verdict => {
   const problems: Array<Problem> = []
   const report = (rule: Problem["rule"], message: string) => void problems.push({ rule, message })
-  const count = { operations: 0, acknowledged: 0, rejected: 0, failed: 0, unknown: 0, unknownStored: 0, reads: 0 }
+  const count = {
+    operations: 0,
+    acknowledged: 0,
+    rejected: 0,
+    failed: 0,
+    unknown: 0,
+    unknownStored: 0,
+    reads: 0,
+    transfers: 0,
+    completed: 0
+  }
 
   // Shards: offsets, stamps.
   const accounts = new Map<string, Array<EventEnvelope>>()
@@ -120,6 +134,8 @@ export const check = ({ history, index, logs, views }: Evidence): Verdict => {
   const byAccount = Map.groupBy(operations, ({ key }) => key)
   for (const key of byAccount.keys()) if (!accounts.has(key)) accounts.set(key, [])
 
+  /** What transfers have moved, by transfer: where from, and where to. */
+  const moves = new Map<string, { readonly out: Array<string>; readonly in: Array<string>; cents: Set<number> }>()
   let stored = 0
   let money = 0
   let deposits = 0
@@ -141,7 +157,8 @@ export const check = ({ history, index, logs, views }: Evidence): Verdict => {
         withdrawals += payload.cents!
       }
       balances.push(balance)
-      if (event.type !== "Opened" && payload.balance !== balance) {
+      const isMove = event.type === "Deposited" || event.type === "Withdrawn"
+      if (isMove && payload.balance !== balance) {
         report(
           "balances are the fold of the events",
           `${account}: ${payload.balance} at ${i + 1} instead of ${balance}`
@@ -154,9 +171,17 @@ export const check = ({ history, index, logs, views }: Evidence): Verdict => {
 
     // Which operation stored which event.
     const positions = new Map<string, number>()
-    for (const [i, { payload, type }] of events.entries()) {
-      if (type === "Opened") continue
-      const name = `${type} ${(payload as Payload).cents}`
+    for (const [i, event] of events.entries()) {
+      const { cents, transfer } = event.payload as Payload
+      if (event.type !== "Deposited" && event.type !== "Withdrawn") continue
+      if (transfer !== undefined) {
+        const move = moves.get(transfer) ?? { out: [], in: [], cents: new Set() }
+        moves.set(transfer, move)
+        move[event.type === "Withdrawn" ? "out" : "in"].push(account)
+        move.cents.add(cents!)
+        continue
+      }
+      const name = `${event.type} ${cents}`
       if (positions.has(name))
         report("nothing is stored twice", `${account}: ${name} at ${positions.get(name)} and ${i + 1}`)
       else positions.set(name, i + 1)
@@ -165,6 +190,7 @@ export const check = ({ history, index, logs, views }: Evidence): Verdict => {
     const placed: Array<{ readonly operation: Operation; readonly position: number | undefined }> = []
     for (const operation of byAccount.get(account) ?? []) {
       const { type, value } = operation
+      if (operation.f === "transfer") continue
       count.operations++
       if (!isWrite(operation)) {
         placed.push({ operation, position: undefined })
@@ -252,13 +278,14 @@ export const check = ({ history, index, logs, views }: Evidence): Verdict => {
     if (events.length > 0) {
       const view = views.get(account)
       const lines = view?.lines ?? []
-      if (
-        lines.length !== events.length ||
-        lines.some((line, i) => line.sequence !== i + 1 || line.balance !== balances[i + 1])
-      ) {
+      const shown = events.filter(({ type }) => type !== "Settled")
+      const differs = shown.some(
+        ({ sequence }, i) => lines[i]?.sequence !== sequence || lines[i].balance !== balances[sequence]
+      )
+      if (lines.length !== shown.length || differs) {
         report(
           "views equal the log",
-          `${account}: the statement has ${lines.length} lines for ${events.length} events, or others`
+          `${account}: the statement has ${lines.length} lines for ${shown.length} events, or others`
         )
       }
       if (view?.balance !== balance) {
@@ -269,6 +296,30 @@ export const check = ({ history, index, logs, views }: Evidence): Verdict => {
   for (const account of index.keys()) {
     if (!accounts.has(account)) report("the index equals the log", `${account} is not in the log`)
   }
+
+  // Transfers: all of it has arrived, or all of it is back; nothing is on its way any more.
+  for (const { f, key, type, value } of operations) {
+    if (f !== "transfer") continue
+    count.transfers++
+    const name = value.transfer!
+    const status = transfers.get(name)
+    const { cents, in: received, out } = moves.get(name) ?? { out: [], in: [], cents: new Set() }
+    const story = `transfer ${name} of ${value.cents} from ${key} to ${value.to} is ${status}: out of [${out}], into [${received}]`
+    if (type === "ok" && status === undefined) report("acknowledged events are stored", story)
+    if (type === "fail" && status !== undefined) report("what failed is not stored", story)
+    if (status === "completed") count.completed++
+    const isWhole =
+      status === "completed"
+        ? out.join() === key && received.join() === value.to
+        : status === "failed"
+          ? out.length === received.length &&
+            [...out, ...received].every((account) => account === key) &&
+            out.length < 2
+          : status === undefined && out.length + received.length === 0
+    if (!isWhole || [...cents].some((moved) => moved !== value.cents)) report("transfers are whole", story)
+    moves.delete(name)
+  }
+  for (const name of moves.keys()) report("nothing is stored that nobody asked for", `transfer ${name}`)
 
   // Money: what was acknowledged is there, and no more than what may have been done.
   const sum = (f: Entry["f"], types: ReadonlyArray<string>) =>

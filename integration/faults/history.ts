@@ -11,8 +11,8 @@ export interface Entry {
   /** A caller, who does one thing after the other. After an unknown outcome it goes on under another number. */
   readonly process: number
   readonly type: Type
-  readonly f: "deposit" | "withdraw" | "read"
-  /** The account. */
+  readonly f: "deposit" | "withdraw" | "read" | "transfer"
+  /** The account; of a transfer, the one that the money leaves. */
   readonly key: string
   readonly value: Value
   /** Nanoseconds of a clock that never goes back, the same for all callers. */
@@ -27,6 +27,9 @@ export interface Entry {
 export interface Value {
   readonly cents?: number
   readonly balance?: number
+  /** Of a transfer: its name, and the account where the money goes. */
+  readonly transfer?: string
+  readonly to?: string
   readonly error?: string
 }
 

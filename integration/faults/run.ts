@@ -31,6 +31,8 @@ interface Report extends Verdict {
   readonly faults: ReadonlyArray<Done>
   /** Milliseconds from the last fault until every service had answered for every account. */
   readonly answered: number
+  /** Milliseconds from the last fault until no transfer was on its way. */
+  readonly settled: number
   /** Milliseconds from the last fault until every view was equal to the log. */
   readonly caughtUp: number
   readonly resources: ReadonlyArray<{ readonly before: Resources | undefined; readonly after: Resources | undefined }>
@@ -52,6 +54,24 @@ const within = <A>(minutes: number, what: string, condition: Effect.Effect<A | u
     }
   })
 
+/** How each operation is asked for. */
+const requestOf = (
+  f: Entry["f"],
+  key: string,
+  { cents, to, transfer }: Value
+): readonly [method: string, path: string, body?: unknown] => {
+  switch (f) {
+    case "read":
+      return ["GET", `/accounts/${key}`]
+    case "deposit":
+      return ["POST", `/accounts/${key}/deposits`, { cents }]
+    case "withdraw":
+      return ["POST", `/accounts/${key}/withdrawals`, { cents }]
+    case "transfer":
+      return ["PUT", `/transfers/${transfer}`, { from: key, to, cents }]
+  }
+}
+
 /** One operation, written down. */
 const operate = Effect.fnUntraced(function* (
   history: History,
@@ -59,16 +79,13 @@ const operate = Effect.fnUntraced(function* (
   service: Service,
   f: Entry["f"],
   key: string,
-  cents?: number
+  asked: Value = {}
 ) {
   const url = service.url()
   if (url === undefined) return undefined
   const write = (type: Type, value: Value) => history.add({ process, service: service.index, type, f, key, value })
-  const asked = cents === undefined ? {} : { cents }
   write("invoke", asked)
-  const { body, status } = yield* f === "read"
-    ? ask(url, "GET", `/accounts/${key}`)
-    : ask(url, "POST", `/accounts/${key}/${f === "deposit" ? "deposits" : "withdrawals"}`, asked)
+  const { body, status } = yield* ask(url, ...requestOf(f, key, asked))
   const type: Type =
     status === 200
       ? "ok"
@@ -98,11 +115,17 @@ const caller = Effect.fnUntraced(function* (
     const key = yield* Random.choice(accounts)
     const chance = yield* Random.next
     const type =
-      chance < 0.4
-        ? yield* operate(history, process, service, "deposit", key, yield* amount(100))
-        : chance < 0.75
-          ? yield* operate(history, process, service, "withdraw", key, yield* amount(150))
-          : yield* operate(history, process, service, "read", key)
+      chance < 0.35
+        ? yield* operate(history, process, service, "deposit", key, { cents: yield* amount(100) })
+        : chance < 0.65
+          ? yield* operate(history, process, service, "withdraw", key, { cents: yield* amount(150) })
+          : chance < 0.9
+            ? yield* operate(history, process, service, "read", key)
+            : yield* operate(history, process, service, "transfer", key, {
+                cents: yield* amount(100),
+                transfer: crypto.randomUUID(),
+                to: yield* Random.choice(accounts.filter((other) => other !== key))
+              })
     if (type === "info") process = history.newProcess()
     if (type !== "ok") yield* Effect.sleep("100 millis")
   }
@@ -144,6 +167,28 @@ const readJournal = (accounts: ReadonlyArray<string>) =>
     }
     return { logs, index }
   })
+
+/** What became of the transfers; none may stay on its way. */
+const readTransfers = Effect.fnUntraced(function* (service: Service, history: ReadonlyArray<Entry>) {
+  const found = new Map<string, string | undefined>()
+  yield* Effect.forEach(
+    history.filter(({ f, type }) => f === "transfer" && type === "invoke"),
+    ({ value: { transfer } }) =>
+      within(
+        2,
+        `transfer ${transfer} is still on its way`,
+        Effect.suspend(() =>
+          Effect.map(ask(service.url() ?? "", "GET", `/transfers/${transfer}`), ({ body, status }) => {
+            if (status !== 404 && !(status === 200 && /^(completed|failed)$/.test(body.status))) return undefined
+            found.set(transfer!, body.status)
+            return true
+          })
+        )
+      ),
+    { concurrency: 8, discard: true }
+  )
+  return found
+})
 
 /** What the views of a service say of an account. */
 const readViews = Effect.fnUntraced(function* (url: string, accounts: ReadonlyArray<string>) {
@@ -225,8 +270,11 @@ export const run = Effect.fnUntraced(function* (options: Options) {
   yield* readEverything(history, services, accounts)
   const answered = performance.now() - mended
 
+  const transfers = yield* readTransfers(services[0]!, history.entries)
+  const settled = performance.now() - mended
+
   const stored = yield* readJournal(accounts).pipe(Effect.provide(Journal.layer().pipe(Layer.provide(session))))
-  const looked = { history: history.entries, ...stored }
+  const looked = { history: history.entries, transfers, ...stored }
   const verdict = yield* within(
     2,
     "",
@@ -245,6 +293,7 @@ export const run = Effect.fnUntraced(function* (options: Options) {
     ...verdict,
     faults,
     answered: Math.round(answered),
+    settled: Math.round(settled),
     caughtUp: Math.round(caughtUp),
     resources: services.map((_, i) => ({ before: before[i], after: after[i] })),
     ends: {
