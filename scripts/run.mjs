@@ -17,6 +17,7 @@ const tasks = {
   "bench:processes": [...node, "integration/benchProcesses.ts"],
   "bench:read-side": [...node, "--expose-gc", "integration/benchReadSide.ts"],
   "bench:session": [...node, "--expose-gc", "integration/benchSession.ts"],
+  audit: [...node, "scripts/audit.ts"],
   faults: [...node, "integration/faults.ts"],
   build: [...node, "scripts/build.ts"]
 }

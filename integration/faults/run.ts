@@ -11,7 +11,7 @@ import { Console, Effect, Fiber, Layer, Random, Stream } from "effect"
 import { check, type Verdict, type View } from "./checker.ts"
 import { type Entry, History, type Type, type Value } from "./history.ts"
 import { type Done, type Kind, runNemesis } from "./nemesis.ts"
-import { ask, type Resources, runService, type Service } from "./service.ts"
+import { ask, type Resources, runBank, type Service } from "./service.ts"
 
 export interface Options {
   /** How long things go wrong. */
@@ -227,7 +227,9 @@ export const run = Effect.fnUntraced(function* (options: Options) {
 
   const services: Array<Service> = []
   for (let i = 0; i < options.writers; i++) {
-    services.push(yield* runService(i, yield* cluster.network, keyspace, join(options.folder, `service-${i}.log`)))
+    const network = yield* cluster.network
+    const bank = yield* runBank(network.connection, keyspace, join(options.folder, `service-${i}.log`))
+    services.push({ ...bank, index: i, network })
   }
   yield* Effect.forEach(services, (service) => within(2, "a bank has not opened", Effect.sync(service.url)), {
     concurrency: "unbounded"

@@ -6,6 +6,7 @@ import { createWriteStream, readdirSync, readFileSync } from "node:fs"
 import { createInterface } from "node:readline"
 import { fileURLToPath } from "node:url"
 import type { Network } from "@effect-cassandra/testing/CassandraCluster"
+import type { Connection } from "@effect-cassandra/testing/CassandraServer"
 import { Effect } from "effect"
 
 const root = fileURLToPath(new URL("../..", import.meta.url))
@@ -16,9 +17,7 @@ export interface Resources {
   readonly handles: number
 }
 
-export interface Service {
-  readonly index: number
-  readonly network: Network
+export interface Bank {
   /** Where it answers; `undefined` while it does not run. */
   readonly url: () => string | undefined
   readonly kill: Effect.Effect<void>
@@ -29,15 +28,24 @@ export interface Service {
   readonly ends: { beforeOpening: number; afterOpening: number }
 }
 
-/** Runs a bank on its own network until the scope is closed; its output goes to a file. */
-export const runService = Effect.fnUntraced(function* (index: number, network: Network, keyspace: string, log: string) {
+/** A bank with a network of its own. */
+export interface Service extends Bank {
+  readonly index: number
+  readonly network: Network
+}
+
+/** Runs a bank until the scope is closed; its output goes to a file. */
+export const runBank = Effect.fnUntraced(function* (connection: Connection, keyspace: string, log: string) {
   const output = createWriteStream(log)
   const ends = { beforeOpening: 0, afterOpening: 0 }
   let child: ChildProcess | undefined
   let url: string | undefined
   let closing = false
   let killed = false
-  const { addresses, contactPoints } = network.connection
+  const { addresses = {}, contactPoints, localDataCenter = "datacenter1" } = connection
+  const translated = Object.entries(addresses)
+    .map(([node, proxy]) => `${node}=${proxy}`)
+    .join(",")
 
   const start = () => {
     killed = false
@@ -46,9 +54,8 @@ export const runService = Effect.fnUntraced(function* (index: number, network: N
       env: {
         ...process.env,
         CASSANDRA_CONTACT_POINTS: contactPoints!.join(","),
-        CASSANDRA_ADDRESSES: Object.entries(addresses!)
-          .map(([node, proxy]) => `${node}=${proxy}`)
-          .join(","),
+        CASSANDRA_LOCAL_DC: localDataCenter,
+        ...(translated === "" ? {} : { CASSANDRA_ADDRESSES: translated }),
         BANK_KEYSPACE: keyspace,
         PORT: "0"
       },
@@ -88,9 +95,7 @@ export const runService = Effect.fnUntraced(function* (index: number, network: N
       output.end()
     })
   )
-  const service: Service = {
-    index,
-    network,
+  const bank: Bank = {
     url: () => url,
     ends,
     kill: Effect.sync(() => {
@@ -106,7 +111,7 @@ export const runService = Effect.fnUntraced(function* (index: number, network: N
       return { megabytes: Math.round(Number(kilobytes) / 1024), handles: readdirSync(`/proc/${pid}/fd`).length }
     })
   }
-  return service
+  return bank
 })
 
 /** What became of a request: an answer, the certainty that it was not sent, or neither. */
