@@ -32,11 +32,11 @@ describe("a short fault run (`npm run faults` is the long one)", () => {
         const report = yield* run({ ...short, folder })
         assert.deepStrictEqual(report.problems, [])
         // It was a run, and there were faults.
-        assert.isAbove(report.looked.acknowledged!, 300)
+        assert.isAbove(report.looked.acknowledged!, 100)
         assert.isAbove(report.looked.reads!, 100)
-        assert.isAbove(report.looked.rejected!, 10)
-        assert.isAbove(report.looked.completed!, 10)
-        assert.isAtLeast(report.faults.length, 4)
+        assert.isAbove(report.looked.rejected!, 3)
+        assert.isAbove(report.looked.completed!, 3)
+        assert.isAtLeast(report.faults.length, 3)
         assert.strictEqual(report.ends.afterOpening, 0)
         // The history in the file is the one that was checked.
         const history = readHistory(join(folder, "history.ndjson"))

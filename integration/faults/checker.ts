@@ -91,6 +91,9 @@ const operationsOf = (history: ReadonlyArray<Entry>): ReadonlyArray<Operation> =
 
 const eventOf = { deposit: "Deposited", withdraw: "Withdrawn" } as const
 
+/** What a statement has a line for; an account has other events, too, some of them the journal's own. */
+const statementTypes = ["Opened", "Deposited", "Withdrawn", "Closed"]
+
 const isWrite = (operation: Operation): operation is Operation & { readonly f: "deposit" | "withdraw" } =>
   operation.f === "deposit" || operation.f === "withdraw"
 
@@ -148,7 +151,7 @@ export const check = ({ history, index, logs, transfers, views }: Evidence): Ver
       if (event.sequence !== i + 1) {
         report("sequence numbers have no hole and no repeat", `${account}: ${event.sequence} stands at ${i + 1}`)
       }
-      const payload = event.payload as Payload
+      const payload = (event.payload ?? {}) as Payload
       if (event.type === "Deposited") {
         balance += payload.cents!
         deposits += payload.cents!
@@ -172,8 +175,8 @@ export const check = ({ history, index, logs, transfers, views }: Evidence): Ver
     // Which operation stored which event.
     const positions = new Map<string, number>()
     for (const [i, event] of events.entries()) {
-      const { cents, transfer } = event.payload as Payload
       if (event.type !== "Deposited" && event.type !== "Withdrawn") continue
+      const { cents, transfer } = event.payload as Payload
       if (transfer !== undefined) {
         const move = moves.get(transfer) ?? { out: [], in: [], cents: new Set() }
         moves.set(transfer, move)
@@ -278,7 +281,7 @@ export const check = ({ history, index, logs, transfers, views }: Evidence): Ver
     if (events.length > 0) {
       const view = views.get(account)
       const lines = view?.lines ?? []
-      const shown = events.filter(({ type }) => type !== "Settled")
+      const shown = events.filter(({ type }) => statementTypes.includes(type))
       const differs = shown.some(
         ({ sequence }, i) => lines[i]?.sequence !== sequence || lines[i].balance !== balances[sequence]
       )

@@ -215,6 +215,7 @@ export const run = Effect.fnUntraced(function* (options: Options) {
   mkdirSync(options.folder, { recursive: true })
   const cluster = yield* CassandraCluster
   const history = new History(join(options.folder, "history.ndjson"))
+  yield* Effect.addFinalizer(() => Effect.sync(() => history.flush()))
   const keyspace = `faults_${crypto.randomUUID().replaceAll("-", "")}`
   const accounts = Array.from({ length: options.accounts }, (_, i) => `account-${i}`)
   const session = CassandraSession.CassandraSession.layer({

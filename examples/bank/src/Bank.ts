@@ -4,8 +4,8 @@ import type { EntityError } from "@effect-cassandra/entity/EntityError"
 import { Journal } from "@effect-cassandra/journal/Journal"
 import { ReadSide } from "@effect-cassandra/read-side/ReadSide"
 import type { CassandraError } from "@effect-cassandra/session/CassandraError"
-import { Effect, Layer } from "effect"
-import { HttpRouter } from "effect/http"
+import { ByteSize, Effect, Layer } from "effect"
+import { HttpRouter, HttpServerRequest } from "effect/http"
 import { HttpApiBuilder, HttpApiMiddleware, HttpApiScalar } from "effect/http-api"
 import { Account, behavior } from "./Account.ts"
 import { BankApi, BankUnavailable, MalformedRequest, Validation } from "./Api.ts"
@@ -120,6 +120,8 @@ const Routes = Layer.mergeAll(
 export const BankServer = (port: number) =>
   OpenFeeds.closing.pipe(
     Layer.provideMerge(HttpRouter.serve(Routes, { disableLogger: true })),
+    // Nobody fills the memory: what the bank takes is much smaller.
+    Layer.provide(Layer.succeed(HttpServerRequest.MaxBodySize, ByteSize.kilobytes(64))),
     Layer.provide(OpenFeeds.layer),
     Layer.provideMerge(NodeHttpServer.layer(createServer, { port, host: "127.0.0.1" })),
     Layer.provide(BankLive)
