@@ -280,7 +280,7 @@ export const run = Effect.fnUntraced(function* (options: Options) {
   const looked = { history: history.entries, transfers, ...stored }
   const verdict = yield* within(
     2,
-    "",
+    "the views cannot be read",
     Effect.gen(function* () {
       const views = yield* readViews(services[0]!.url() ?? "", accounts)
       if (views === undefined) return undefined

@@ -17,7 +17,7 @@ export interface Resources {
   readonly handles: number
 }
 
-export interface Bank {
+interface Bank {
   /** Where it answers; `undefined` while it does not run. */
   readonly url: () => string | undefined
   readonly kill: Effect.Effect<void>
