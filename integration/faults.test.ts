@@ -13,6 +13,7 @@ const isPossible = await Effect.runPromise(CassandraCluster.isPossible)
 /** The seed is fixed: what it found once, it finds again as far as real processes allow. */
 const short: Omit<Options, "folder"> = {
   seconds: 45,
+  atLeast: 200,
   seed: "npm test",
   writers: 2,
   nemesis: ["nodes", "connections", "pauses", "services"],
@@ -32,10 +33,10 @@ describe("a short fault run (`npm run faults` is the long one)", () => {
         const report = yield* run({ ...short, folder })
         assert.deepStrictEqual(report.problems, [])
         // It was a run, and there were faults.
-        assert.isAbove(report.looked.acknowledged!, 100)
-        assert.isAbove(report.looked.reads!, 100)
-        assert.isAbove(report.looked.rejected!, 3)
-        assert.isAbove(report.looked.completed!, 3)
+        const { acknowledged, completed, reads, rejected } = report.looked
+        for (const [what, found] of Object.entries({ acknowledged, completed, reads, rejected })) {
+          assert.isAbove(found!, 0, what)
+        }
         assert.isAtLeast(report.faults.length, 3)
         assert.strictEqual(report.ends.afterOpening, 0)
         // The history in the file is the one that was checked.
@@ -43,6 +44,6 @@ describe("a short fault run (`npm run faults` is the long one)", () => {
         const { looked } = check({ history, logs: [], index: new Map(), views: new Map(), transfers: new Map() })
         assert.strictEqual(looked.acknowledged, report.looked.acknowledged)
       }).pipe(Effect.provide(CassandraCluster.layer({ jvm: ["-XX:TieredStopAtLevel=1"] }))),
-    400_000
+    600_000
   )
 })

@@ -40,6 +40,7 @@ if (unknown !== undefined) {
 const program = Effect.gen(function* () {
   const report = yield* run({
     seconds: number("minutes") * 60,
+    atLeast: 0,
     seed: values.seed,
     writers: number("writers"),
     nemesis: kinds.filter((kind) => nemesis.includes(kind)),

@@ -160,6 +160,6 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
         assert.isBelow(after.handles - before.handles, 20)
         assert.notMatch(readFileSync(log, "utf8"), /unhandled|FATAL/i)
       }).pipe(Random.withSeed("fuzz")),
-    120_000
+    240_000
   )
 })

@@ -54,6 +54,11 @@ export class History {
     if (this.entries.length - this.#written >= 1000) this.flush()
   }
 
+  /** Commands that were acknowledged. */
+  acknowledged(): number {
+    return this.entries.filter(({ f, type }) => type === "ok" && f !== "read").length
+  }
+
   flush() {
     if (this.#file === undefined) return
     const lines = this.entries.slice(this.#written).map((entry) => `${JSON.stringify(entry)}\n`)

@@ -94,14 +94,14 @@ const faults = (allowed: ReadonlyArray<Kind>, { heal, nodes }: Cluster, services
   return all
 }
 
-/** Breaks and mends until `until`, in milliseconds of `performance.now`; what is broken then is mended. */
+/** Breaks and mends until `until`; what is broken then is mended. Times are milliseconds of `performance.now`. */
 export const runNemesis = Effect.fnUntraced(function* (
   allowed: ReadonlyArray<Kind>,
   cluster: Cluster,
   services: ReadonlyArray<Service>,
+  begin: number,
   until: number
 ) {
-  const begin = performance.now()
   const all = faults(allowed, cluster, services)
   const done: Array<Done> = []
   if (all.length === 0) return done

@@ -16,6 +16,8 @@ import { ask, type Resources, runBank, type Service } from "./service.ts"
 export interface Options {
   /** How long things go wrong. */
   readonly seconds: number
+  /** They go on, for four times as long at most, until so many commands were acknowledged. */
+  readonly atLeast: number
   readonly seed: string
   /** Service processes that write the same accounts. */
   readonly writers: number
@@ -261,11 +263,18 @@ export const run = Effect.fnUntraced(function* (options: Options) {
         caller(history, service, accounts, () => over).pipe(Random.withSeed(`${options.seed} caller ${i}`))
       )
   )
-  const until = performance.now() + options.seconds * 1000
-  const faults = yield* runNemesis(options.nemesis, cluster, services, until).pipe(
-    Random.withSeed(`${options.seed} nemesis`)
-  )
-  yield* Effect.sleep(Math.max(0, until - performance.now()))
+  const begin = performance.now()
+  const faults: Array<Done> = []
+  for (let round = 1; round <= 4; round++) {
+    const until = begin + round * options.seconds * 1000
+    faults.push(
+      ...(yield* runNemesis(options.nemesis, cluster, services, begin, until).pipe(
+        Random.withSeed(`${options.seed} nemesis ${round}`)
+      ))
+    )
+    yield* Effect.sleep(Math.max(0, until - performance.now()))
+    if (history.acknowledged() >= options.atLeast) break
+  }
   yield* cluster.heal
   const mended = performance.now()
   over = true
