@@ -108,11 +108,12 @@ export class Reactions {
       const { entityType, journal } = this.#env
       const shard = this.#shard
       this.#epoch = yield* journal.epoch(entityType)
-      const head = yield* journal.head(entityType, shard)
       let epoch = this.#epoch
       let { snapshot } = yield* journal.load(this.#key(epoch))
       // After a restore, what was noted before holds for the events that are left.
       while (Option.isNone(snapshot) && epoch > 1) snapshot = (yield* journal.load(this.#key(--epoch))).snapshot
+      // Not before what was noted: another process may be at it, and both go on meanwhile.
+      const head = yield* journal.head(entityType, shard)
       const saved = Option.flatMap(snapshot, ({ state }) => readProgress(state))
       if (Option.isNone(snapshot) || Option.isNone(saved)) return
       const through = snapshot.value.sequence

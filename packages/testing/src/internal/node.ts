@@ -239,8 +239,8 @@ export const makeNode = Effect.fnUntraced(function* (
         Effect.retry(Schedule.spaced("300 millis")),
         Effect.mapError((cause) => new CassandraServerError({ message: String(cause) })),
         Effect.timeoutOrElse({
-          duration: "2 minutes",
-          orElse: () => fail(`Cassandra did not answer within two minutes: its log is ${log}`)
+          duration: "5 minutes",
+          orElse: () => fail(`Cassandra did not answer within five minutes: its log is ${log}`)
         })
       ),
       Deferred.await(gone)
