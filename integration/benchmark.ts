@@ -64,7 +64,10 @@ export const effectful = <E, R>(count: number, millis: number, step: (loop: numb
   })
 
 /** The driver without anything around it, connected as the session is. */
-export const bareClient = ({ addresses = {}, contactPoints, localDataCenter = "datacenter1" }: Connection, keyspace: string) =>
+export const bareClient = (
+  { addresses = {}, contactPoints, localDataCenter = "datacenter1" }: Connection,
+  keyspace: string
+) =>
   Effect.acquireRelease(
     Effect.promise(async () => {
       const client = new driver.Client({

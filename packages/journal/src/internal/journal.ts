@@ -187,7 +187,9 @@ export const makeJournal = Effect.fnUntraced(function* (
       if (present !== undefined) return present
       yield* current(entityType, inUse)
       const { record } = inUse
-      const log = new ShardLog(store, { entityType, shard }, record, limits, clock, writer, (head) => heads.say(shard, head))
+      const log = new ShardLog(store, { entityType, shard }, record, limits, clock, writer, (head) =>
+        heads.say(shard, head)
+      )
       yield* log.start
       if (closing) return yield* closed()
       yield* Effect.forkIn(log.run, running)

@@ -11,7 +11,7 @@ import type { LogId, Place, Store, TypeRecord } from "./store.ts"
 const batch = 10_000
 
 /** Where a log ends. */
-export interface End {
+interface End {
   readonly head: number
   /** Of the last event, in microseconds; 0 when there is none. */
   readonly stamp: number

@@ -76,7 +76,7 @@ export const verifyShard = Effect.fnUntraced(function* (
     Stream.filter(scans.watermarks(entityType), (one) => one.shard === shard && one.generation === generation)
   )
   const recorded = watermarks[0]?.offset ?? 0
-  const watermark = recorded >= 0 ? recorded : 0
+  const watermark = Math.max(recorded, 0)
   if (recorded !== watermark) {
     found({ kind: "unreadable", table: "index_watermarks", message: "the watermark has no offset", remedy: rebuild })
   }
