@@ -17,7 +17,8 @@ describe("any history of writers and readers", () => {
     }
     // What was never tried proves nothing.
     if (runs > 1000)
-      for (const what of ["late", "twice", "lost", "kill", "loss of data"]) assert.isAbove(total[what] ?? 0, 0)
+      for (const what of ["late", "twice", "lost", "kill", "loss of data", "delete: ok", "command: ok"])
+        assert.isAbove(total[what] ?? 0, 0)
   })
 
   const planted: ReadonlyArray<Planted> = [
@@ -25,7 +26,10 @@ describe("any history of writers and readers", () => {
     "an expected sequence is checked without validThrough",
     "index rows are written with ordinary clocks",
     "a null head is taken for an empty shard",
-    "a reader skips a gap"
+    "a reader skips a gap",
+    "a command is looked for without a position",
+    "a deletion is written to the index with the timestamp of what it replaces",
+    "a deletion is logged without being recorded before"
   ]
   for (const error of planted) {
     it(`would not, if ${error}`, () => {

@@ -68,7 +68,9 @@ export const walkLog = Effect.fnUntraced(function* (
     if (at >= 0) left.splice(at, 1)
     const head = yield* headOf(place)
     let written = 0
+    // Of the blocks that continue the log, and of all.
     let last: number | undefined
+    let end = 0
     let after = Number.MIN_SAFE_INTEGER
     for (let serial = false; ; ) {
       const page = yield* store.readBlocks(log, place, after, limit, serial).pipe(Effect.mapError(storeFailure))
@@ -86,6 +88,7 @@ export const walkLog = Effect.fnUntraced(function* (
           break
         }
         after = offset
+        end = offset
         if (offset <= position) {
           found(
             "doubled",
@@ -142,20 +145,17 @@ export const walkLog = Effect.fnUntraced(function* (
       if (!again) limit = Math.min(2000, Math.max(4, Math.ceil((pageSize * page.length) / size)))
     }
 
-    if (last !== undefined || head !== null) {
-      const end = last ?? 0
-      if (head !== null && end < head) {
-        found("missing", end + 1, `the head of ${nameOf(place)} is ${head}, its last block ends at ${last ?? "none"}`)
-        if (head > position) {
-          position = head
-          lost = head
-          next = placeAfter(record, { place, to: head, written })
-        }
-      } else if (head !== end) {
-        const now = yield* headOf(place)
-        if (now === null || now < end) {
-          found("ahead", end, `a block ends at ${end}, beyond the head of ${nameOf(place)}, which is ${now ?? "none"}`)
-        }
+    if (head !== null && end < head) {
+      found("missing", end + 1, `the head of ${nameOf(place)} is ${head}, its last block ends at ${end || "none"}`)
+      if (head > position) {
+        position = head
+        lost = head
+        next = placeAfter(record, { place, to: head, written })
+      }
+    } else if (end > (head ?? 0)) {
+      const later = (yield* headOf(place)) ?? 0
+      if (later < end) {
+        found("ahead", end, `a block ends at ${end}, beyond the head of ${nameOf(place)}, which is ${later || "none"}`)
       }
     }
     if (last !== undefined && !same(next, place) && !(position >= through && left.length === 0)) place = next

@@ -76,7 +76,7 @@ export const verifyShard = Effect.fnUntraced(function* (
     Stream.filter(scans.watermarks(entityType), (one) => one.shard === shard && one.generation === generation)
   )
   const recorded = watermarks[0]?.offset ?? 0
-  const watermark = Math.max(recorded, 0)
+  const watermark = Number.isNaN(recorded) ? 0 : recorded
   if (recorded !== watermark) {
     found({ kind: "unreadable", table: "index_watermarks", message: "the watermark has no offset", remedy: rebuild })
   }
@@ -262,7 +262,7 @@ export const verifyShard = Effect.fnUntraced(function* (
     const place = { table: "entity_events", entityId, sequence, offset, remedy: rebuild } as const
     const what = `the index has event ${sequence} of "${entityId}" at offset ${offset}`
     if (offset > head) found({ kind: "ahead", ...place, message: `${what}, the log ends at ${head}` })
-    else found({ kind: "different", ...place, message: `${what}, where the log has another` })
+    else found({ kind: "different", ...place, message: `${what}, where the log does not have it` })
   })
 
   /** What the index has of an entity after its last event. */

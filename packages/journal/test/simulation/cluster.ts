@@ -74,12 +74,24 @@ export class Cluster {
     this.#world = world
   }
 
-  /** All blocks of a log, as they were agreed on. */
-  log(log: LogId): ReadonlyArray<StoredBlock> {
+  /** All blocks of a log, as they were agreed on: with all deletions, or as they were appended. */
+  log(log: LogId, appended = false): ReadonlyArray<StoredBlock> {
     return [...this.#buckets]
       .filter(([key]) => key.startsWith(`${log.entityType}/${log.shard}/`))
-      .flatMap(([, { blocks }]) => newestRevisions(blocks.map(({ block }) => block)))
+      .flatMap(([, { blocks }]) => {
+        const all = blocks.map(({ block }) => block)
+        return appended ? all.filter(({ revision }) => revision === 0) : newestRevisions(all)
+      })
       .sort((a, b) => a.offset - b.offset)
+  }
+
+  /** What the index has in the end, when all replicas have everything. */
+  indexRows(): ReadonlyArray<IndexRow> {
+    return [...this.#index.values()].flatMap((rows) => this.#final(rows))
+  }
+
+  #final<K, A>(rows: Map<K, Cell<A>>): Array<A> {
+    return [...rows.values()].flatMap((cell) => cell.reduce(newer).value ?? [])
   }
 
   /** The log is gone, as after a restore of an empty table; index, watermarks and snapshots are still there. */

@@ -3,7 +3,7 @@
  * wrong. Everything is recorded, and each promise of PROTOCOL.md is then checked by itself.
  */
 import { Cause, Effect, Exit, Option, Scope, Stream } from "effect"
-import { decodeBlock, type Entry, itemOf } from "../../src/internal/block.ts"
+import { decodeBlock, deletedType, type Entry, type Item, isDeletable, itemOf } from "../../src/internal/block.ts"
 import { makeJournal } from "../../src/internal/journal.ts"
 import type { Limits } from "../../src/internal/shardLog.ts"
 import type { Store } from "../../src/internal/store.ts"
@@ -19,11 +19,15 @@ export type Planted =
   | "index rows are written with ordinary clocks"
   | "a null head is taken for an empty shard"
   | "a reader skips a gap"
+  | "a command is looked for without a position"
+  | "a deletion is written to the index with the timestamp of what it replaces"
+  | "a deletion is logged without being recorded before"
 
 /** What an event of the simulation says: its own name, and that of the entity's event before it as the writer knew it. */
 interface Payload {
   readonly id: string
-  readonly previous: string | undefined
+  /** Null where the writer did not look. */
+  readonly previous: string | undefined | null
 }
 
 interface Appended {
@@ -33,6 +37,21 @@ interface Appended {
   outcome: "stored" | "refused" | "unknown"
   position: Position | undefined
   end: number | undefined
+}
+
+/** A command that clients send until they have an answer, and now and then once more. */
+interface Sent {
+  readonly entityId: string
+  readonly id: string
+  /** The names of its events; none for a command that stores only that it was there. */
+  readonly ids: ReadonlyArray<string>
+  readonly answers: Array<{ readonly sequence: number; readonly answer: unknown }>
+}
+
+interface Deleted {
+  readonly entityId: string
+  readonly end: number
+  readonly sequence: number
 }
 
 /** An answer that rests on the newest state. */
@@ -68,6 +87,9 @@ export const simulate = (seed: number, planted?: Planted): Report => {
   const loses = planted === "a null head is taken for an empty shard" || (planted === undefined && chance.happens(0.05))
   const naive = planted === "a reader skips a gap"
   const unchecked = planted === "an expected sequence is checked without validThrough"
+  const blindly = planted === "a command is looked for without a position"
+  const often = planted?.startsWith("a deletion") === true
+  const deletes = often || (planted === undefined && chance.happens(0.5))
   const options: Options = {
     shards: 1,
     bucketSize: chance.of([2, 5, 20, 1000]),
@@ -91,8 +113,10 @@ export const simulate = (seed: number, planted?: Planted): Report => {
   cluster.faults = faults
 
   const appends: Array<Appended> = []
+  const commands: Array<Sent> = []
+  const deletions: Array<Deleted> = []
   const looks: Array<Looked> = []
-  const loads: Array<{ readonly entityId: string; readonly loaded: Loaded }> = []
+  const loads: Array<{ readonly begin: number; readonly entityId: string; readonly loaded: Loaded }> = []
   const reads: Array<Read> = []
   const violations: Array<string> = []
   const counts: Record<string, number> = {}
@@ -100,11 +124,9 @@ export const simulate = (seed: number, planted?: Planted): Report => {
     counts[what] = (counts[what] ?? 0) + 1
   }
 
-  /** What was agreed on, event by event. */
-  const truth = () => cluster.log(log).flatMap((block) => decodeBlock(block.events, block.offset, block.stamp))
-  const payloadOf = (event: EventEnvelope | Entry) =>
-    ("item" in event ? itemOf(event).p : (event as EventEnvelope).payload) as Payload
-  const idOf = (event: EventEnvelope | Entry) => payloadOf(event).id
+  /** What was agreed on, event by event: as it was appended, or with the deletions. */
+  const truth = (appended = true) =>
+    cluster.log(log, appended).flatMap((block) => decodeBlock(block.events, block.offset, block.stamp))
   const idsOf = (entityId: string) => truth().flatMap((entry) => (entry.entityId === entityId ? [idOf(entry)] : []))
 
   // -------------------------------------------------------------------------------------------- what is asked
@@ -125,6 +147,55 @@ export const simulate = (seed: number, planted?: Planted): Report => {
       return tag
     })
 
+  /** An append of who does not ask what there is. */
+  const floating = (journal: Journal["Service"], name: string, entityId: string) => {
+    const ids = [`${name}-0`]
+    const appended: Appended = { entityId, ids, outcome: "unknown", position: undefined, end: undefined }
+    appends.push(appended)
+    const events = [{ type: "E", payload: { id: ids[0]!, previous: null } satisfies Payload }]
+    const append = journal.append({ entityType, entityId, expected: "any", events })
+    return Effect.map(
+      note("floating append", append, (position) =>
+        Object.assign(appended, { outcome: "stored", position, end: world.now })
+      ),
+      (tag) => {
+        if (tag !== undefined && tag !== "OutcomeUnknown") appended.outcome = "refused"
+      }
+    )
+  }
+
+  /** A new command, or one that was sent before, by this process or another: until it is answered, or there is no hope. */
+  const command = (journal: Journal["Service"], name: string, entityId: string) =>
+    Effect.gen(function* () {
+      let sent = chance.happens(0.4) && commands.length > 0 ? chance.of(commands) : undefined
+      if (sent === undefined) {
+        const ids = Array.from({ length: chance.int(0, 2) }, (_, i) => `${name}-${i}`)
+        sent = { entityId, id: name, ids: blindly && ids.length === 0 ? [`${name}-0`] : ids, answers: [] }
+        commands.push(sent)
+      }
+      const { answers, id, ids } = sent
+      const key = { entityType, entityId: sent.entityId }
+      const events = ids.map((id, i) => ({
+        type: "E",
+        payload: { id, previous: i === 0 ? null : ids[i - 1] } satisfies Payload
+      }))
+      const blind = Effect.gen(function* () {
+        const { commands } = yield* journal.load(key, { commands: true })
+        const known = commands.get(id)
+        return known !== undefined
+          ? known
+          : yield* journal.append({ ...key, expected: "any", events, metadata: { commandId: id } })
+      })
+      const whole = journal.append({ ...key, expected: "any", events, command: { id, answer: name } })
+      for (let tries = 0; tries < 4; tries++) {
+        const send: Effect.Effect<{ readonly sequence: number; readonly answer: unknown }, JournalError> = blindly
+          ? blind
+          : whole
+        const tag = yield* note("command", send, ({ answer, sequence }) => answers.push({ sequence, answer }))
+        if (tag === undefined) return
+      }
+    })
+
   /** A client of a process: some requests, one after the other. */
   const client = (journal: Journal["Service"], name: string, steps: number) =>
     Effect.gen(function* () {
@@ -135,10 +206,22 @@ export const simulate = (seed: number, planted?: Planted): Report => {
         const has = known.get(entityId)
         const what = chance.next()
         if (has === undefined || what < 0.1) {
+          const begin = world.now
           yield* note("load", journal.load({ entityType, entityId }), (loaded) => {
-            loads.push({ entityId, loaded })
+            loads.push({ begin, entityId, loaded })
             known.set(entityId, { position: loaded, last: idsIn(loaded).at(-1) })
           })
+        } else if (what < 0.15 || (blindly && what < 0.4)) {
+          yield* command(journal, `${name}-${step}`, entityId)
+        } else if (what < 0.2) {
+          yield* floating(journal, `${name}-${step}`, entityId)
+        } else if (what < (often ? 0.35 : 0.22) && deletes) {
+          const tag = yield* note("delete", journal.delete({ entityType, entityId }), ({ sequence }) => {
+            // Of nothing nothing is deleted.
+            if (sequence > 0) deletions.push({ entityId, end: world.now, sequence })
+          })
+          known.delete(entityId)
+          if (tag === "MalformedAppend") violations.push(`a deletion of "${entityId}" was refused as malformed`)
         } else if (what < 0.65) {
           const { last, position } = has
           const ids = Array.from({ length: chance.int(1, 3) }, (_, i) => `${name}-${step}-${i}`)
@@ -211,8 +294,8 @@ export const simulate = (seed: number, planted?: Planted): Report => {
           const place = { bucket: Math.floor(position / options.bucketSize!) + bucket, part: 0 }
           for (const block of yield* Effect.eventually(store.readBlocks(log, place, position, 100, false))) {
             for (const entry of decodeBlock(block.events, block.offset, block.stamp)) {
-              const { p: payload } = itemOf(entry)
-              read.events.push({ ...log, ...entry, payload, version: 1, metadata: {}, deleted: false })
+              const { m: metadata = {}, p: payload } = itemOf(entry)
+              read.events.push({ ...log, ...entry, payload, version: 1, metadata, deleted: false })
             }
           }
         }
@@ -356,8 +439,9 @@ export const simulate = (seed: number, planted?: Planted): Report => {
       "a look from outside",
       Effect.gen(function* () {
         for (const entityId of entityIds) {
+          const begin = world.now
           const loaded = yield* journal.load({ entityType, entityId })
-          loads.push({ entityId, loaded })
+          loads.push({ begin, entityId, loaded })
           if (loaded.sequence !== idsOf(entityId).length) {
             violations.push(`"${entityId}" has ${idsOf(entityId).length} events, ${loaded.sequence} are loaded`)
           }
@@ -370,6 +454,26 @@ export const simulate = (seed: number, planted?: Planted): Report => {
     )
   )
   rest("a look from outside")
+  /** The logged deletion that names an event, if there is one. */
+  const deletedBy = (entry: { readonly entityId: string; readonly sequence: number }) =>
+    final.find(
+      (marker) =>
+        marker.entityId === entry.entityId &&
+        marker.type === deletedType &&
+        (itemOf(marker).p as { readonly through: number }).through >= entry.sequence
+    )
+  /** Events that a logged deletion names and that have their payload still. */
+  const undone = () =>
+    truth(false).filter((entry) => isDeletable(entry, entry.sequence) && deletedBy(entry) !== undefined)
+  for (let waits = 0; deletes && undone().length > 0; waits++) {
+    world.runUntil(() => false, 100)
+    if (waits > 100) {
+      violations.push("a deletion is never completed")
+      break
+    }
+  }
+  // Until every process has written what it holds into the index.
+  if (deletes) world.runUntil(() => false, 2000)
 
   // -------------------------------------------------------------------------------------------- the promises
 
@@ -391,6 +495,30 @@ export const simulate = (seed: number, planted?: Planted): Report => {
     }
   }
 
+  for (const { answers, entityId, id, ids } of commands) {
+    const stored = final.filter((entry) => entry.entityId === entityId && itemOf(entry).m?.commandId === id)
+    const each = Math.max(1, ids.length)
+    // What was deleted is forgotten, and may come again.
+    const remembered = stored.filter((entry, i) => {
+      const marker = deletedBy(entry)
+      return marker === undefined || i >= stored.length - each
+    })
+    if (remembered.length > each)
+      violations.push(`command ${id} of "${entityId}" is stored ${stored.length / each} times`)
+    if (stored.length % each !== 0) violations.push(`command ${id} of "${entityId}" is stored in part`)
+    if (answers.length > 0 && stored.length === 0) violations.push(`command ${id} was answered, and is not stored`)
+    if (stored.length === each && !blindly) {
+      const last = stored.at(-1)!
+      for (const { answer, sequence } of answers) {
+        if (sequence !== last.sequence || answer !== itemOf(last).a) {
+          violations.push(
+            `command ${id} was answered ${answer} at ${sequence}, it is ${itemOf(last).a} at ${last.sequence}`
+          )
+        }
+      }
+    }
+  }
+
   final.forEach((entry, i) => {
     if (entry.offset !== i + 1) violations.push(`offset ${entry.offset} follows ${i}`)
     if (i > 0 && entry.stamp < final[i - 1]!.stamp + 10)
@@ -401,20 +529,64 @@ export const simulate = (seed: number, planted?: Planted): Report => {
     const own = final.filter((entry) => entry.entityId === entityId)
     own.forEach((entry, i) => {
       if (entry.sequence !== i + 1) violations.push(`event ${entry.sequence} of "${entityId}" follows ${i}`)
-      const { previous } = payloadOf(entry)
+      const payload = itemOf(entry).p as Payload | undefined
+      if (entry.type !== "E" || payload?.previous === null) return
       const before = i === 0 ? undefined : idOf(own[i - 1]!)
-      if (previous !== before) violations.push(`${idOf(entry)} was decided after ${previous}, and follows ${before}`)
+      if (payload?.previous !== before) {
+        violations.push(`${idOf(entry)} was decided after ${payload?.previous}, and follows ${before}`)
+      }
     })
   }
 
-  for (const { entityId, loaded } of loads) {
-    const ids = idsIn(loaded)
-    const own = final.filter((entry) => entry.entityId === entityId)
+  // Deleted is what a logged deletion names, all of it and nothing else; nothing else of an event changes by it.
+  truth(false).forEach((entry, i) => {
+    const { d, ...now }: Item = itemOf(entry)
+    const named = deletedBy(entry) !== undefined && entry.type !== deletedType
+    if ((d === 1) !== named) violations.push(`event ${entry.offset} is ${d === 1 ? "" : "not "}deleted`)
     if (
-      ids.length !== loaded.sequence ||
-      ids.some((id, i) => (own[i] === undefined ? undefined : idOf(own[i])) !== id)
+      d === 1
+        ? now.p !== undefined || now.n !== entry.sequence
+        : JSON.stringify(now) !== JSON.stringify(itemOf(final[i]!))
     ) {
-      violations.push(`"${entityId}" was loaded as ${ids}, and is ${own.map(idOf)}`)
+      violations.push(`event ${entry.offset} is not what it was`)
+    }
+  })
+  for (const { entityId, sequence } of deletions) {
+    const marker = final.find((entry) => entry.entityId === entityId && entry.sequence === sequence)
+    if (marker?.type !== deletedType) violations.push(`a deletion of "${entityId}" is not logged at ${sequence}`)
+  }
+  // A process that dies may leave a row on its way, which counts for nothing when the entity is loaded.
+  if (names === 2 && counts.kill === undefined) {
+    for (const { entityId, events } of cluster.indexRows()) {
+      for (const item of JSON.parse(events) as ReadonlyArray<Item>) {
+        if (item.d !== 1 && item.t !== deletedType && deletedBy({ entityId, sequence: item.n }) !== undefined) {
+          violations.push(`the index has deleted event ${item.n} of "${entityId}"`)
+        }
+      }
+    }
+  }
+
+  for (const { begin, entityId, loaded } of loads) {
+    const own = final.filter((entry) => entry.entityId === entityId)
+    const snapshot = Option.getOrUndefined(loaded.snapshot)
+    const ids = (snapshot?.state as State | undefined)?.ids ?? []
+    const gone = deletions.filter((one) => one.entityId === entityId && one.end < begin)
+    const says = [...ids, ...loaded.events.map((event) => (event.deleted ? undefined : idOf(event)))]
+    // Without the state, which is deleted, only what follows it is loaded.
+    const skipped = loaded.sequence - says.length
+    const wrong = says.some((id, i) => {
+      const entry = own[skipped + i]
+      if (entry === undefined) return true
+      return id === undefined ? deletedBy(entry) === undefined : id !== idOf(entry)
+    })
+    if (wrong || (skipped !== 0 && deletedBy(own[skipped - 1] ?? { entityId, sequence: -1 }) === undefined)) {
+      violations.push(`"${entityId}" was loaded as ${says}, and is ${own.map(idOf)}`)
+    }
+    for (const { sequence } of gone) {
+      const shown = says.some(
+        (id, i) => i >= ids.length && id !== undefined && skipped + i + 1 < sequence && !id.startsWith(deletedType)
+      )
+      if (shown) violations.push(`"${entityId}" was loaded with events that were deleted before: ${says}`)
     }
     const through = own.filter(({ offset }) => offset <= loaded.validThrough).length
     if (through !== loaded.sequence) {
@@ -438,13 +610,27 @@ export const simulate = (seed: number, planted?: Planted): Report => {
   for (const { after, events } of reads) {
     events.forEach((event, i) => {
       const entry = final[after + i]
-      if (entry === undefined || event.offset !== entry.offset || idOf(event) !== idOf(entry)) {
-        violations.push(`a reader got ${event.offset} ${idOf(event)} in the place of ${after + i + 1}`)
+      if (
+        entry === undefined ||
+        event.offset !== entry.offset ||
+        (event.deleted ? deletedBy(entry) === undefined : idOf(event) !== idOf(entry))
+      ) {
+        violations.push(`a reader got ${event.offset} in the place of ${after + i + 1}`)
       }
     })
   }
 
   return { violations, counts: { ...counts, ...cluster.fates } }
+}
+
+/** The name of an event. */
+const idOf = (event: EventEnvelope | Entry): string => {
+  const isEntry = "item" in event
+  const payload = isEntry ? itemOf(event).p : (event as EventEnvelope).payload
+  if (event.type === deletedType) return `${deletedType} ${event.sequence}`
+  if (event.type !== "E")
+    return `${event.type} ${(isEntry ? itemOf(event).m : (event as EventEnvelope).metadata)?.commandId}`
+  return (payload as Payload | undefined)?.id ?? "deleted"
 }
 
 interface State {
@@ -454,7 +640,7 @@ interface State {
 /** The events of an entity as they were loaded, by their names. */
 const idsIn = ({ events, snapshot }: Loaded): ReadonlyArray<string> => [
   ...(Option.isSome(snapshot) ? (snapshot.value.state as State).ids : []),
-  ...events.map(({ payload }) => (payload as Payload).id)
+  ...events.map(idOf)
 ]
 
 const sabotaged = (planted: Planted | undefined, store: Store): Store => {
@@ -480,6 +666,10 @@ const sabotaged = (planted: Planted | undefined, store: Store): Store => {
             head === null ? Effect.succeed(0) : store.readWatermark(of, epoch)
           )
       }
+    case "a deletion is written to the index with the timestamp of what it replaces":
+      return { ...store, writeIndexRow: (generation, row) => store.writeIndexRow(generation, { ...row, deleted: 0 }) }
+    case "a deletion is logged without being recorded before":
+      return { ...store, writeDeletion: () => Effect.void }
     default:
       return store
   }
