@@ -1,12 +1,16 @@
 import { execFile } from "node:child_process"
 import { fileURLToPath } from "node:url"
 import { promisify } from "node:util"
+import { NodeServices } from "@effect/platform-node"
 import { assert, layer } from "@effect/vitest"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { make as statement } from "@effect-cassandra/session/Statement"
 import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
-import { Effect } from "effect"
+import { Console, Effect, Layer, Result } from "effect"
+import { Command, TerminalCapabilities } from "effect/cli"
 import { Journal } from "../src/Journal.ts"
+import { JournalAdmin } from "../src/JournalAdmin.ts"
+import { command } from "../src/JournalCli.ts"
 
 const main = fileURLToPath(new URL("../src/main.ts", import.meta.url))
 
@@ -16,7 +20,8 @@ interface Ended {
   readonly stderr: string
 }
 
-const run = (...args: ReadonlyArray<string>) =>
+/** The command line as a process of its own. */
+const spawned = (...args: ReadonlyArray<string>) =>
   Effect.gen(function* () {
     const { contactPoints, keyspace, localDataCenter } = yield* TestKeyspace
     return yield* Effect.promise(
@@ -35,10 +40,31 @@ const run = (...args: ReadonlyArray<string>) =>
     )
   })
 
+/** The same in this process, with what it prints. */
+const run = (...args: ReadonlyArray<string>) =>
+  Effect.gen(function* () {
+    const lines: Array<string> = []
+    const console = { ...(yield* Console.Console), log: (line: string) => lines.push(line) } as Console.Console
+    const exit = yield* command.pipe(
+      Command.provide(Layer.fresh(JournalAdmin.layer())),
+      (provided) => Command.runWith(provided, { version: "1" })(args),
+      Effect.provide(NodeServices.layer),
+      Effect.provideService(Console.Console, console),
+      Effect.provideService(TerminalCapabilities.TerminalCapabilities, {
+        canAnimate: false,
+        canColor: false,
+        canPrompt: false
+      }),
+      Effect.result
+    )
+    const stderr = Result.isFailure(exit) ? String(exit.failure.message) : ""
+    return { code: Result.isFailure(exit) ? 1 : 0, stdout: `${lines.join("\n")}\n`, stderr } satisfies Ended
+  })
+
 layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("the command line", (it) => {
   it.effect("lists, shows, verifies, deletes, rebuilds and accepts", () =>
     Effect.gen(function* () {
-      const named = yield* run("list")
+      const named = yield* spawned("list")
       assert.strictEqual(named.code, 1)
       assert.match(named.stderr, /keyspace "\w+" holds no journal: it lacks the tables entity_types/)
 
@@ -101,16 +127,17 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
         (yield* run("remove-old-indexes", "Account", "--dry-run")).stdout,
         /generation +partitions\n +1 +2\n +2 +2/
       )
-      const early = yield* run("remove-old-indexes", "Account", "--yes")
+      const early = yield* spawned("remove-old-indexes", "Account", "--yes")
       assert.match(early.stderr, /is in use since \d+ s, .*: try again in 10 min/)
       assert.match((yield* run("finish-deletions", "Account")).stdout, /none/)
+      assert.match((yield* spawned("list")).stdout, /Account +0 +5 +5 +0/)
       assert.match((yield* run("verify", "Acount")).stderr, /there is no entity type "Acount" .*there is "Account"/)
     })
   )
 
   it.effect("says how it is used without a database", () =>
     Effect.gen(function* () {
-      const { stdout } = yield* run("--help").pipe(
+      const { stdout } = yield* spawned("--help").pipe(
         Effect.provideService(TestKeyspace, { ...(yield* TestKeyspace), contactPoints: ["127.0.0.1:1"] })
       )
       for (const name of ["list", "history", "verify", "rebuild-index", "accept-restore", "delete"]) {
