@@ -68,7 +68,14 @@ export interface Finding {
     | "different"
     | "ahead"
     | "deletion"
-  readonly table: "entity_types" | "event_log" | "entity_events" | "index_watermarks" | "snapshots" | "deletions"
+  readonly table:
+    | "entity_types"
+    | "event_log"
+    | "entity_events"
+    | "index_watermarks"
+    | "log_heads"
+    | "snapshots"
+    | "deletions"
   readonly entityType: string
   readonly shard?: number
   readonly offset?: number

@@ -398,6 +398,16 @@ const damages: ReadonlyArray<Damage> = [
     { kind: "misplaced", table: "index_watermarks", message: /a watermark of shard 3/ }
   ],
   [
+    "a head that was said and is not there",
+    (type) => cql("UPDATE log_heads SET offset = 99 WHERE entity_type = ? AND shard = 0", type),
+    { kind: "ahead", table: "log_heads", offset: 99, message: /have said that the log ends at 99, it ends at 54/ }
+  ],
+  [
+    "a head that was said of a shard that there is not",
+    (type) => cql("INSERT INTO log_heads (entity_type, shard, offset) VALUES (?, 5, 1)", type),
+    { kind: "misplaced", table: "log_heads", shard: 5, message: /shard 5 is said to end at 1, there are shards 0 to 0/ }
+  ],
+  [
     "a snapshot that is no JSON",
     (type) => setSnapshot(type, "a", 18, { state: rubbish }),
     { kind: "unreadable", table: "snapshots", entityId: "a", sequence: 18, message: /its state is not JSON/ }

@@ -328,6 +328,7 @@ export const makeAdmin = (session: CassandraSession["Service"], options: Options
       const watermark = yield* store.readWatermark(log, record.indexGeneration).pipe(Effect.mapError(storeFailure))
       shards.push({ shard, head, watermark })
     }
+    const said = yield* scans.heads(entityType)
     const lossInSnapshots = Stream.runHead(
       scans.snapshotEntities(entityType).pipe(
         Stream.mapEffect((entityId) =>
@@ -341,7 +342,10 @@ export const makeAdmin = (session: CassandraSession["Service"], options: Options
       )
     )
     const lost =
-      force || shards.some(({ head, watermark }) => watermark > head) || Option.isSome(yield* lossInSnapshots)
+      force ||
+      shards.some(({ head, watermark }) => watermark > head) ||
+      said.some(({ offset, shard }) => offset > (shards[shard]?.head ?? offset)) ||
+      Option.isSome(yield* lossInSnapshots)
     if (!lost) {
       return yield* refused(
         `nothing of "${entityType}" is lost: no index and no snapshot goes beyond its logs. If it is known from somewhere else that events are missing, force it`
@@ -360,6 +364,8 @@ export const makeAdmin = (session: CassandraSession["Service"], options: Options
     if (!dryRun) {
       yield* index(type, to.indexGeneration, onProgress)
       yield* change(type, to)
+      const heads = shards.map(({ head, shard }) => [shard, head] as const)
+      yield* store.writeHeads(entityType, to.epoch, heads).pipe(Effect.mapError(storeFailure))
     }
     return { ...to, shards }
   })
@@ -481,6 +487,14 @@ const checkKeys = Effect.fnUntraced(function* (
       if (generation < 1) misplaced("index_watermarks", { shard }, `a watermark of index generation ${generation}`)
     })
   )
+  for (const { offset, shard } of yield* scans.heads(entityType)) {
+    if (isShard(shard) && offset >= 0) continue
+    misplaced(
+      "log_heads",
+      { shard },
+      `shard ${shard} is said to end at ${offset}, there are shards 0 to ${record.shards - 1}`
+    )
+  }
   yield* Stream.runForEach(scans.deletionShards(entityType), (shard) =>
     Effect.sync(() => {
       if (!isShard(shard)) {

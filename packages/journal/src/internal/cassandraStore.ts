@@ -53,6 +53,9 @@ export const dataCenterOf = (session: CassandraSession["Service"]) =>
     (row) => row.data_center
   )
 
+/** Offsets of an epoch stay below it. */
+const epochStep = 10n ** 13n
+
 /** The store in the keyspace of a session. */
 export const cassandraStore = (session: CassandraSession["Service"], serialConsistency: SerialConsistency): Store => {
   const quorum = serialConsistency === "SERIAL" ? "QUORUM" : "LOCAL_QUORUM"
@@ -279,14 +282,14 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
         (rows) => rows.map(({ offset, shard }) => [shard, Number(offset)] as const)
       ),
 
-    writeHeads: (entityType, heads) =>
+    writeHeads: (entityType, epoch, heads) =>
       session.batch(
         heads.map(([shard, offset]) =>
           make("INSERT INTO log_heads (entity_type, shard, offset) VALUES (?, ?, ?) USING TIMESTAMP ?", [
             entityType,
             shard,
             BigInt(offset),
-            BigInt(offset)
+            BigInt(epoch - 1) * epochStep + BigInt(offset)
           ])
         ),
         { type: "unlogged", consistency: quorum, idempotent: true }

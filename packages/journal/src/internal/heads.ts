@@ -16,6 +16,7 @@ const roundMillis = 20_000
 export class Heads {
   readonly #store: Store
   readonly #entityType: string
+  readonly #epoch: number
   readonly #maxPollMillis: number
   #unsaid = new Map<number, number>()
   readonly #toSay = Latch.makeUnsafe(false)
@@ -24,7 +25,8 @@ export class Heads {
   /** What was heard last, so that a head that cannot be reached is not asked for again and again. */
   readonly #heard = new Map<number, number>()
 
-  constructor(store: Store, entityType: string, maxPollMillis: number) {
+  constructor(store: Store, entityType: string, epoch: number, maxPollMillis: number) {
+    this.#epoch = epoch
     this.#store = store
     this.#entityType = entityType
     this.#maxPollMillis = maxPollMillis
@@ -40,7 +42,9 @@ export class Heads {
   readonly flush: Effect.Effect<void> = Effect.suspend(() => {
     const heads = [...this.#unsaid]
     this.#unsaid = new Map()
-    return heads.length === 0 ? Effect.void : Effect.ignore(this.#store.writeHeads(this.#entityType, heads))
+    return heads.length === 0
+      ? Effect.void
+      : Effect.ignore(this.#store.writeHeads(this.#entityType, this.#epoch, heads))
   })
 
   readonly saying: Effect.Effect<never> = Effect.forever(

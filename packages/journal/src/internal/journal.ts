@@ -145,7 +145,7 @@ export const makeJournal = Effect.fnUntraced(function* (
         })
       })
     }
-    const heads = new Heads(store, entityType, maxPollMillis)
+    const heads = new Heads(store, entityType, record.epoch, maxPollMillis)
     yield* Effect.forkIn(Effect.withTracerEnabled(heads.saying, false), running)
     yield* Effect.forkIn(Effect.withTracerEnabled(heads.hearing, false), running)
     const inUse: TypeInUse = { record, looked, logs: new Array<ShardLog | undefined>(shards).fill(undefined), heads }

@@ -72,6 +72,11 @@ export const makeScans = (session: CassandraSession["Service"], consistency: Con
         generation: row.generation as number,
         offset: numberOf(row.offset)
       })),
+    /** Where processes said that logs end. */
+    heads: (entityType: string) =>
+      Effect.map(list("SELECT shard, offset FROM log_heads WHERE entity_type = ?", [entityType]), (found) =>
+        found.map((row) => ({ shard: row.shard as number, offset: numberOf(row.offset) }))
+      ),
     /** The shards with deletions that are not known to be complete. */
     deletionShards: (entityType: string) =>
       Stream.map(ofType(entityType, "SELECT DISTINCT entity_type, shard FROM deletions"), (row) => row.shard as number),

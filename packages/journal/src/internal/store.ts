@@ -125,9 +125,10 @@ export interface Store {
   readonly writeWatermark: (log: LogId, generation: number, offset: number) => Effect.Effect<void, CassandraError>
   /** Where the logs of an entity type end, by shard, as far as that was said. */
   readonly readHeads: (entityType: string) => Effect.Effect<ReadonlyArray<readonly [number, number]>, CassandraError>
-  /** Of two writes of a shard, the higher offset wins. */
+  /** Of two writes of a shard, the later epoch wins, then the higher offset. */
   readonly writeHeads: (
     entityType: string,
+    epoch: number,
     heads: ReadonlyArray<readonly [shard: number, offset: number]>
   ) => Effect.Effect<void, CassandraError>
   /** The newest snapshot at `sequence` or before. */

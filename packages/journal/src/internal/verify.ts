@@ -397,6 +397,13 @@ export const verifyShard = Effect.fnUntraced(function* (
       found({ kind: "different", table: "index_watermarks", offset: watermark, message, remedy: rebuild })
     }
 
+    const said = (yield* scans.heads(entityType)).find((one) => one.shard === shard)?.offset ?? 0
+    if (first && said > head && said > (yield* laterHead(head))) {
+      const message = `processes have said that the log ends at ${said}, it ends at ${head}`
+      const remedy = `if an older backup was restored: journal accept-restore ${entityType}; else remove the row`
+      found({ kind: "ahead", table: "log_heads", offset: said, message, remedy })
+    }
+
     const pending = yield* scans.deletions(entityType, shard)
     yield* Effect.forEach(
       seen,

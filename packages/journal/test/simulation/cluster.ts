@@ -356,7 +356,7 @@ export class Cluster {
 
       readHeads: (entityType) => Effect.sync(() => [...(this.#heads.get(entityType) ?? [])]),
 
-      writeHeads: (entityType, heads) =>
+      writeHeads: (entityType, _, heads) =>
         Effect.sync(() => {
           const said = getOrPut(this.#heads, entityType, () => new Map<number, number>())
           for (const [shard, offset] of heads) said.set(shard, Math.max(offset, said.get(shard) ?? 0))
