@@ -17,7 +17,7 @@ describe("any history of writers and readers", () => {
     }
     // What was never tried proves nothing.
     if (runs > 1000)
-      for (const what of ["late", "twice", "lost", "kill", "loss of data", "delete: ok", "command: ok"])
+      for (const what of ["late", "twice", "lost", "kill", "loss of data", "delete: ok", "command: ok", "rebuild: ok"])
         assert.isAbove(total[what] ?? 0, 0)
   })
 

@@ -381,7 +381,13 @@ export const makeAdmin = (session: CassandraSession["Service"], options: Options
         const found = yield* Stream.runCollect(scans.deletionShards(entityType))
         for (const shard of new Set(found)) {
           if (!(shard >= 0 && shard < record.shards)) continue
-          const limits = { maxBlockEvents: 1, maxBlockSize: 1, appendTimeoutMillis: 10_000, rememberedEntities: 50_000 }
+          const limits = {
+            maxBlockEvents: 1,
+            maxBlockSize: 1,
+            appendTimeoutMillis: 10_000,
+            rememberedEntities: 50_000,
+            recordMillis: 20_000
+          }
           const log = new ShardLog(store, { entityType, shard }, record, limits, clock, yield* writerName)
           yield* log.start
           yield* Effect.forkScoped(log.run)

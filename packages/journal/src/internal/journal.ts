@@ -37,9 +37,6 @@ const maxBlockEvents = 2000
 const maxBlockSize = 192 * 1024
 /** How often an append looks anew when others store events of the entity meanwhile. */
 const maxLooks = 50
-/** How often a process looks whether an operator has rebuilt the index, and how long it may not have, in milliseconds. */
-const recordInterval = 20_000
-const maxRecordAge = 60_000
 
 /** An entity type in use: its record, and the logs of its shards that were started. */
 interface TypeInUse {
@@ -85,6 +82,7 @@ export const makeJournal = Effect.fnUntraced(function* (
     maxBlockSize,
     appendTimeoutMillis: Duration.toMillis(options.appendTimeout ?? "10 seconds"),
     rememberedEntities: 50_000,
+    recordMillis: 20_000,
     ...changed
   }
   const window: Window = {
@@ -174,7 +172,7 @@ export const makeJournal = Effect.fnUntraced(function* (
   /** After it, the record is known as it was a short while ago: an index that is out of use is removed much later. */
   const current = (entityType: string, inUse: TypeInUse): Effect.Effect<void, JournalError> =>
     Effect.suspend(() =>
-      Math.abs(clock.currentTimeMillisUnsafe() - inUse.looked) < maxRecordAge
+      Math.abs(clock.currentTimeMillisUnsafe() - inUse.looked) < 3 * limits.recordMillis
         ? Effect.void
         : Effect.asVoid(look(entityType, inUse))
     )
@@ -217,7 +215,7 @@ export const makeJournal = Effect.fnUntraced(function* (
     Effect.forEach(types, ([entityType, inUse]) => look(entityType, inUse), { discard: true })
   ).pipe(
     Effect.catch((error) => Effect.logWarning(`the record of an entity type was not read: ${error.message}`)),
-    Effect.delay(recordInterval),
+    Effect.delay(limits.recordMillis),
     Effect.forever,
     Effect.withTracerEnabled(false),
     Effect.forkIn(running)

@@ -21,6 +21,8 @@ export interface Limits {
   readonly appendTimeoutMillis: number
   /** Entities whose last sequence number is remembered, twice at the most. */
   readonly rememberedEntities: number
+  /** How often a process looks whether an operator has rebuilt the index; it may not have for three times as long. */
+  readonly recordMillis: number
 }
 
 /** Events to append for one entity, each `body` being an encoded type and payload. */

@@ -4,9 +4,11 @@
  */
 import { Cause, Effect, Exit, Option, Scope, Stream } from "effect"
 import { decodeBlock, deletedType, type Entry, type Item, isDeletable, itemOf } from "../../src/internal/block.ts"
+import { storeFailure } from "../../src/internal/failure.ts"
 import { makeJournal } from "../../src/internal/journal.ts"
+import { indexLog } from "../../src/internal/rebuild.ts"
 import type { Limits } from "../../src/internal/shardLog.ts"
-import type { Store } from "../../src/internal/store.ts"
+import type { Store, TypeRecord } from "../../src/internal/store.ts"
 import type { EventEnvelope, Journal, Loaded, Options, Position } from "../../src/Journal.ts"
 import type { JournalError } from "../../src/JournalError.ts"
 import { Cluster } from "./cluster.ts"
@@ -100,7 +102,8 @@ export const simulate = (seed: number, planted?: Planted): Report => {
   }
   const limits: Partial<Limits> = {
     maxBlockEvents: Math.min(options.bucketSize!, chance.of([3, 2000])),
-    rememberedEntities: unchecked ? 1 : chance.of([1, 3, 50_000])
+    rememberedEntities: unchecked ? 1 : chance.of([1, 3, 50_000]),
+    recordMillis: chance.of([300, 20_000])
   }
   const entityIds = ["a", "b", "c", "d", "e"].slice(0, chance.int(1, 5))
   const faults = loses
@@ -357,6 +360,33 @@ export const simulate = (seed: number, planted?: Planted): Report => {
       }
     })
 
+  /** Computes the index anew from the log, while the others go on. */
+  const rebuild = () => {
+    const process = new Process(world, "operator", 0)
+    const store = cluster.store(process, false)
+    const { bucketSize, partitionSize } = options
+    const record: TypeRecord = {
+      shards: 1,
+      serialConsistency: "SERIAL",
+      bucketSize: bucketSize!,
+      partSize: partitionSize!,
+      epoch: 1,
+      indexGeneration: 1
+    }
+    const work = Effect.gen(function* () {
+      yield* store.recordType(entityType, record).pipe(Effect.mapError(storeFailure))
+      yield* indexLog(store, log, record, 2, () => Effect.void)
+      yield* store
+        .changeRecord(entityType, record, { epoch: 1, indexGeneration: 2 })
+        .pipe(Effect.mapError(storeFailure))
+    }).pipe(Effect.retry({ times: 20, while: ({ reason }) => reason._tag === "StoreFailure" }))
+    run(
+      process,
+      "a rebuild of the index",
+      note("rebuild", work, () => {})
+    )
+  }
+
   const nemesis = () => {
     if (!raging) return
     world.after(chance.int(100, 1500), nemesis)
@@ -405,6 +435,8 @@ export const simulate = (seed: number, planted?: Planted): Report => {
   for (let i = chance.of([1, 1, 2, 3]); i > 0; i--) startWorking()
   let raging = !loses && chance.happens(0.75)
   world.after(chance.int(20, 300), nemesis)
+  const rebuilds = planted === undefined && !loses && chance.happens(0.3)
+  if (rebuilds) world.after(chance.int(100, 2000), rebuild)
   world.runUntil(() => false, chance.int(500, 5000))
   raging = false
   cluster.faults = { unanswered: 0, refused: 0 }
@@ -556,7 +588,7 @@ export const simulate = (seed: number, planted?: Planted): Report => {
     if (marker?.type !== deletedType) violations.push(`a deletion of "${entityId}" is not logged at ${sequence}`)
   }
   // A process that dies may leave a row on its way, which counts for nothing when the entity is loaded.
-  if (names === 2 && counts.kill === undefined) {
+  if (names === 2 && counts.kill === undefined && !rebuilds) {
     for (const { entityId, events } of cluster.indexRows()) {
       for (const item of JSON.parse(events) as ReadonlyArray<Item>) {
         if (item.d !== 1 && item.t !== deletedType && deletedBy({ entityId, sequence: item.n }) !== undefined) {
