@@ -37,9 +37,13 @@ export const carryOut = Effect.fnUntraced(function* (
 ): Effect.fn.Return<void, JournalError> {
   const { entityId, marker, through } = deletion
   const { entityType } = log.log
-  // The events that this process holds reach the index without their payloads.
-  yield* log.index.pipe(Effect.mapError(storeFailure))
-  const { generation } = log
+  // The events that this process holds reach the index without their payloads: the one in use, which may be another by then.
+  let { generation } = log
+  for (;;) {
+    yield* log.index.pipe(Effect.mapError(storeFailure))
+    if (generation === log.generation) break
+    generation = log.generation
+  }
   const entries = yield* readIndex(store, log.log, generation, entityId, 0, log.head)
   let done = 0
   for (const { offset, sequence } of entries) {
