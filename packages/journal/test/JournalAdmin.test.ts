@@ -917,6 +917,7 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("JournalAdmin",
       assert.deepStrictEqual([...new Set(found.findings.map(({ kind, table }) => `${kind} ${table}`))].sort(), [
         "ahead entity_events",
         "ahead index_watermarks",
+        "ahead log_heads",
         "ahead snapshots"
       ])
 

@@ -84,7 +84,7 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
       const states = JSON.parse((yield* run("list", "--json")).stdout)
       assert.deepInclude(states[0].shards[0], { shard: 0, head: 4, watermark: 4 })
 
-      const shown = (yield* run("history", "Account", "ada", "--after", "1")).stdout.trim().split("\n")
+      const shown = (yield* run("history", "Account", "ada", "--after", "1")).stdout.trimEnd().split("\n")
       assert.strictEqual(shown.length, 2)
       assert.match(shown[0]!, /^ +2 {2}20.*Z {2}0\/2 {2}Deposited v1 {2}\{"cents":2\}$/)
 

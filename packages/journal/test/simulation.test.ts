@@ -5,7 +5,7 @@ const first = Number(process.env.SIMULATION_SEED ?? 1)
 const runs = Number(process.env.SIMULATION_RUNS ?? (process.env.SIMULATION_SEED === undefined ? 2000 : 1))
 
 describe("any history of writers and readers", () => {
-  it(`keeps the promises, in ${runs} of them`, () => {
+  it(`keeps the promises, in ${runs} of them`, { timeout: 300_000 }, () => {
     const total: Record<string, number> = {}
     for (let seed = first; seed < first + runs; seed++) {
       const { counts, violations } = simulate(seed)

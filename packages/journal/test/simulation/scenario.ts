@@ -442,7 +442,7 @@ export const simulate = (seed: number, planted?: Planted): Report => {
   cluster.faults = { unanswered: 0, refused: 0 }
   rest("requests after the last fault")
   // By then nothing of a dead process waits in a coordinator.
-  world.runUntil(() => false, 6000)
+  world.runUntil(() => false, cluster.fates.late > 0 ? 6000 : 1000)
 
   if (loses) {
     lost = truth().length > 0
@@ -505,7 +505,7 @@ export const simulate = (seed: number, planted?: Planted): Report => {
     }
   }
   // Until every process has written what it holds into the index.
-  if (deletes) world.runUntil(() => false, 2000)
+  if (deletes) world.runUntil(() => false, 1200)
 
   // -------------------------------------------------------------------------------------------- the promises
 
