@@ -722,6 +722,8 @@ export class ShardLog {
     this.#foreign = false
     // What another process has written by now, its own events and these, is not written again.
     return Effect.flatMap(this.#store.readWatermark(this.log, this.generation), (through) => {
+      // What came since then waits for the index of another generation.
+      if (index !== this.#index) return Effect.void
       index.drop(through)
       return index.flush(this.head)
     })

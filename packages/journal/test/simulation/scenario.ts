@@ -368,6 +368,7 @@ export const simulate = (seed: number, planted?: Planted): Report => {
     const record: TypeRecord = {
       shards: 1,
       serialConsistency: "SERIAL",
+      dataCenter: null,
       bucketSize: bucketSize!,
       partSize: partitionSize!,
       epoch: 1,
