@@ -12,7 +12,8 @@ const node = [join(bin, "node"), "--conditions=@effect-cassandra/source"]
 const tasks = {
   start: [...node, "examples/bank/src/main.ts"],
   test: [...node, "scripts/test.ts"],
-  bench: [...node, "--expose-gc", "integration/bench.ts"],
+  bench: [...node, "scripts/bench.ts"],
+  "bench:entity": [...node, "--expose-gc", "integration/benchEntity.ts"],
   "bench:journal": [...node, "--expose-gc", "integration/benchJournal.ts"],
   "bench:processes": [...node, "integration/benchProcesses.ts"],
   "bench:read-side": [...node, "--expose-gc", "integration/benchReadSide.ts"],

@@ -1,4 +1,4 @@
-// `npm run bench`: what entities do in a second beside the bare driver, in one run on one server: commands that store an
+// `npm run bench:entity`: what entities do in a second beside the bare driver, in one run on one server: commands that store an
 // event each, with the index and a read side running, beside plain INSERTs; one command alone beside one conditional
 // update; reads; the lag of the read side; memory. `-- --seconds 10 --rounds 5` measures longer.
 import { parseArgs } from "node:util"
