@@ -270,13 +270,10 @@ export const makeJournal = Effect.fnUntraced(function* (
     const floating = command === undefined && (expected === "any" || expected === "exists")
     for (let looks = 1; ; looks++) {
       const remembered = command === undefined ? log.lastSequence(entityId) : undefined
-      const position: Position =
-        remembered !== undefined ? { sequence: remembered, validThrough: log.head } : yield* load(self)
-      const { sequence, validThrough } = position
-      if (command !== undefined) {
-        const known = (yield* load(self, { commands: true })).commands.get(command.id)
-        if (known !== undefined) return { sequence: known.sequence, validThrough, repeated: true, answer: known.answer }
-      }
+      const loaded = remembered === undefined ? yield* load(self, { commands: command !== undefined }) : undefined
+      const { sequence, validThrough } = loaded ?? { sequence: remembered!, validThrough: log.head }
+      const known = command === undefined ? undefined : loaded?.commands.get(command.id)
+      if (known !== undefined) return { sequence: known.sequence, validThrough, repeated: true, answer: known.answer }
       const fits =
         expected === "any" ||
         (expected === "none" ? sequence === 0 : expected === "exists" ? sequence > 0 : sequence === expected)
@@ -285,7 +282,7 @@ export const makeJournal = Effect.fnUntraced(function* (
         if (log.isCurrent(entityId, sequence, validThrough)) return yield* unlike(self, expected, sequence)
         continue
       }
-      if (bodies.length === 0) return { ...position, repeated: false, answer: undefined }
+      if (bodies.length === 0) return { sequence, validThrough, repeated: false, answer: undefined }
       const placed = yield* Effect.result(
         log.append({ entityId, expected: sequence, floating, validThrough, events: bodies, size })
       )
