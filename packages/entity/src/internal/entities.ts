@@ -413,15 +413,26 @@ export class Entities<State> {
   #onFailure(ask: Ask<State>, loaded: Loaded<State>, error: JournalError): Answer {
     const { instance } = ask
     const { _tag } = error.reason
+    if (_tag === "SequenceConflict") {
+      ask.phase = "deciding"
+      this.#env.metrics.conflicts++
+      return this.#again(ask, loaded, () => this.#turn(ask))
+    }
     if (_tag !== "StoreFailure" && _tag !== "AppendTooLarge" && instance.loaded === loaded) instance.loaded = undefined
-    if (_tag !== "SequenceConflict") return Effect.fail(this.#journalFailure(instance.entityId, error))
-    ask.phase = "deciding"
-    this.#env.metrics.conflicts++
-    return ask.conflicts++ < this.#env.settings.maxConflicts ? this.#turn(ask) : this.#tooManyConflicts(ask)
+    return Effect.fail(this.#journalFailure(instance.entityId, error))
   }
 
-  #tooManyConflicts({ conflicts, instance: { entityId } }: Ask<State>): Answer {
-    const message = `${this.#entityType} "${entityId}": other processes stored events ${conflicts} times while the command was decided, nothing of it was stored`
+  /** Adds to a state what others have stored since, and tries again, a bounded number of times. */
+  #again(ask: Ask<State>, outdated: Loaded<State>, attempt: () => Answer): Answer {
+    const { conflicts, instance } = ask
+    const { entityId } = instance
+    if (instance.loaded === outdated) instance.loaded = undefined
+    if (ask.conflicts++ < this.#env.settings.maxConflicts) {
+      return instance.loaded === undefined
+        ? Effect.flatMap(this.#load(instance, outdated.commands !== undefined, outdated), attempt)
+        : attempt()
+    }
+    const message = `${this.#entityType} "${entityId}": other processes stored events ${conflicts + 1} times while the command was decided, nothing of it was stored`
     return fail(new TooManyConflicts({ entityType: this.#entityType, entityId, message }))
   }
 
@@ -446,9 +457,7 @@ export class Entities<State> {
   }
 
   #readAgain(ask: Ask<State>, outdated: Loaded<State>): Answer {
-    const { instance } = ask
-    if (instance.loaded === outdated) instance.loaded = undefined
-    return ask.conflicts++ < this.#env.settings.maxConflicts ? this.#read(ask) : this.#tooManyConflicts(ask)
+    return this.#again(ask, outdated, () => this.#read(ask))
   }
 
   #readFrom(ask: Ask<State>, { state, validThrough }: Loaded<State>): Answer {
@@ -473,12 +482,16 @@ export class Entities<State> {
     return this.#env.journal.isCurrent({ entityType: this.#entityType, entityId }, loaded)
   }
 
-  /** Loads an entity, once for all who wait; who is interrupted does not stop it. */
-  #load(instance: Instance<State>, withCommands: boolean): Effect.Effect<Loaded<State>, EntityError> {
+  /** Loads an entity, or what came after an outdated state, once for all who wait; who is interrupted does not stop it. */
+  #load(
+    instance: Instance<State>,
+    withCommands: boolean,
+    outdated?: Loaded<State>
+  ): Effect.Effect<Loaded<State>, EntityError> {
     return Effect.suspend(() => {
       if (instance.loading === undefined) {
         const { scope, services } = this.#env
-        const fiber = Effect.runForkWith(services)(this.#recover(instance, withCommands))
+        const fiber = Effect.runForkWith(services)(this.#recover(instance, withCommands, outdated))
         instance.loading = Fiber.runIn(fiber, scope)
         fiber.addObserver((exit) => {
           instance.loading = undefined
@@ -490,10 +503,15 @@ export class Entities<State> {
     })
   }
 
-  #recover(instance: Instance<State>, withCommands: boolean): Effect.Effect<Loaded<State>, EntityError> {
+  #recover(
+    instance: Instance<State>,
+    withCommands: boolean,
+    outdated: Loaded<State> | undefined
+  ): Effect.Effect<Loaded<State>, EntityError> {
     const { entityId } = instance
     const { journal, metrics, model, recovered, settings } = this.#env
-    return recover(model, journal, entityId, withCommands).pipe(
+    return recover(model, journal, entityId, withCommands, outdated).pipe(
+      Effect.map((loaded) => newer(outdated, loaded)),
       Effect.timeoutOrElse({
         duration: settings.recoveryTimeout,
         orElse: () => {
@@ -680,7 +698,8 @@ const newer = <State>(before: Loaded<State> | undefined, loaded: Loaded<State>):
       later.commands.from.sequence <= earlier.commands.from.sequence
         ? [later.commands, earlier.commands]
         : [earlier.commands, later.commands]
-    later.commands = { answers: new Map([...first.answers, ...second.answers]), from: first.from }
+    for (const [id, answer] of second.answers) first.answers.set(id, answer)
+    later.commands = first
   }
   return later
 }

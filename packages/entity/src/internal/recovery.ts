@@ -1,26 +1,36 @@
-import type { Journal } from "@effect-cassandra/journal/Journal"
+import type { Journal, LoadOptions } from "@effect-cassandra/journal/Journal"
 import { Effect, Option, Result } from "effect"
 import { EntityError, JournalFailure, UndecodableEvent } from "../EntityError.ts"
 import type { Loaded } from "./instance.ts"
 import type { Model } from "./model.ts"
 
-/** Brings an entity's state out of the journal: the newest snapshot that still fits the schema, and the events after it. */
+/**
+ * Brings an entity's state out of the journal: the newest snapshot that still fits the schema, and the events after it. To an
+ * outdated state only the events after it are added, which the journal has in memory if others stored them just now; the
+ * commands are those of these events then.
+ */
 export const recover = <State>(
   model: Model<State>,
   journal: Journal["Service"],
   entityId: string,
-  withCommands: boolean
+  withCommands: boolean,
+  outdated: Loaded<State> | undefined
 ): Effect.Effect<Loaded<State>, EntityError> => {
   const { entityType } = model
-  const load = (snapshotsUpTo?: number) =>
+  const load = (options?: LoadOptions) =>
     Effect.mapError(
-      journal.load({ entityType, entityId }, { snapshotsUpTo, commands: withCommands }),
+      journal.load({ entityType, entityId }, { ...options, commands: withCommands }),
       (cause) =>
         new EntityError({ reason: new JournalFailure({ entityType, entityId, message: cause.message, cause }) })
     )
   return Effect.gen(function* () {
-    let stored = yield* load()
-    let state = model.initialState
+    let stored = yield* load({ after: outdated })
+    let { state } = outdated ?? { state: model.initialState }
+    if (outdated !== undefined && stored.deletedThrough > 0) {
+      // Events that this state is made of were deleted.
+      stored = yield* load()
+      state = model.initialState
+    }
     while (Option.isSome(stored.snapshot)) {
       const { sequence, state: encoded } = stored.snapshot.value
       const saved = model.decodeState(encoded)
@@ -31,7 +41,7 @@ export const recover = <State>(
       yield* Effect.logWarning(
         `the snapshot of ${entityType} "${entityId}" at ${sequence} does not fit the state's schema, so it is passed over: ${saved.failure}`
       )
-      stored = yield* load(sequence - 1)
+      stored = yield* load({ snapshotsUpTo: sequence - 1 })
     }
     for (const { deleted, payload, sequence, type, version } of stored.events) {
       // Deleted events, and the journal's own, change no state.
