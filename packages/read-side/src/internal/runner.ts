@@ -290,6 +290,22 @@ export const run = <R>(
     if (through - before > progress.batches.max) progress.batches.max = through - before
   }
 
+  const traced = (batch: Effect.Effect<Outcome>, events: ReadonlyArray<EventEnvelope>) =>
+    surroundings.traced
+      ? Effect.withSpan(batch, "read-side.batch", {
+          root: true,
+          kind: "consumer",
+          links: linksOf(events),
+          attributes: {
+            "read_side.processor": place.processor,
+            "read_side.entity_type": entityType,
+            "read_side.shard": shard,
+            "read_side.events": events.length,
+            "read_side.offset": events.at(-1)!.offset
+          }
+        }).pipe(Effect.withTracerEnabled(true))
+      : batch
+
   /** Brings events into the view; of those that were read, `live` are not put aside. */
   const handle = (
     sink: Sink,
@@ -301,20 +317,8 @@ export const run = <R>(
       note(events, outcome)
       return Effect.succeed(outcome)
     }
-    const batch = Effect.withSpan(sink.handle(live, false), "read-side.batch", {
-      root: true,
-      kind: "consumer",
-      links: linksOf(live),
-      attributes: {
-        "read_side.processor": place.processor,
-        "read_side.entity_type": entityType,
-        "read_side.shard": shard,
-        "read_side.events": live.length,
-        "read_side.offset": live.at(-1)!.offset
-      }
-    }).pipe(
-      Effect.withTracerEnabled(surroundings.traced),
-      Effect.tap((outcome) => Effect.sync(() => note(events, outcome)))
+    const batch = Effect.tap(traced(sink.handle(live, false), live), (outcome) =>
+      Effect.sync(() => note(events, outcome))
     )
     // Writes that are under way are worth waiting for when the process ends: they need not be done again.
     return batches.withPermits(1)(sink.coalesces ? Effect.uninterruptible(batch) : batch)
@@ -366,6 +370,7 @@ export const run = <R>(
     })
 
   const work = Effect.gen(function* () {
+    yield* reader.join(progress)
     const sink = yield* processor.open({
       place,
       session,
