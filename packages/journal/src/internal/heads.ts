@@ -10,6 +10,8 @@ import type { Store } from "./store.ts"
 /** Between two times that the heads are said. */
 const sayMillis = 20
 const minPollMillis = 15
+/** How often a head is heard that is not reached, before it is taken for one that cannot be. */
+const maxTimes = 20
 /** In which every log that is waited for is looked at itself. */
 const roundMillis = 20_000
 
@@ -22,8 +24,8 @@ export class Heads {
   readonly #toSay = Latch.makeUnsafe(false)
   readonly #waiting = new Map<ShardLog, number>()
   readonly #waited = Latch.makeUnsafe(false)
-  /** What was heard last, so that a head that cannot be reached is not asked for again and again. */
-  readonly #heard = new Map<number, number>()
+  /** What was heard last and how often, so that a head that cannot be reached is not looked for again and again. */
+  readonly #heard = new Map<number, { readonly head: number; readonly times: number }>()
 
   constructor(store: Store, entityType: string, epoch: number, maxPollMillis: number) {
     this.#epoch = epoch
@@ -88,11 +90,17 @@ export class Heads {
         const heads = yield* Effect.orElseSucceed(self.#store.readHeads(self.#entityType), () => [])
         let moved = false
         for (const [log] of self.#waiting) {
-          const head = heads.find(([shard]) => shard === log.log.shard)?.[1] ?? 0
-          if (head <= log.head || head === self.#heard.get(log.log.shard)) continue
+          const { shard } = log.log
+          const head = heads.find((one) => one[0] === shard)?.[1] ?? 0
+          if (head <= log.head) continue
+          const heard = self.#heard.get(shard)
+          const times = heard?.head === head ? heard.times + 1 : 1
+          self.#heard.set(shard, { head, times })
+          if (times > maxTimes) continue
           moved = true
-          self.#heard.set(log.log.shard, head)
-          yield* Effect.forkChild(Effect.ignore(log.sync))
+          if (times < maxTimes) log.hear(head)
+          // It should have been there to see: what a serial read says counts.
+          else yield* Effect.forkChild(Effect.ignore(log.sync))
         }
         millis = moved ? minPollMillis : Math.min(self.#maxPollMillis, millis * 1.3)
         const logs = [...self.#waiting.keys()]

@@ -158,6 +158,18 @@ export class ShardLog {
     this.#asked.openUnsafe()
   })
 
+  /**
+   * Another process has said that the log ends at `head`. It has been told so by a quorum, and a quorum is asked: a serial
+   * read would be in the way of the appends that are going on.
+   */
+  hear(head: number): void {
+    if (head <= this.head || this.#refusal() !== undefined) return
+    this.#heard = true
+    this.#wake.openUnsafe()
+    this.#asked.openUnsafe()
+  }
+  #heard = false
+
   /** Whether a state that includes the entity's events up to `validThrough`, the last being `sequence`, is still the newest. */
   isCurrent(entityId: string, sequence: number, validThrough: number): boolean {
     const last = this.lastSequence(entityId)
@@ -307,7 +319,12 @@ export class ShardLog {
     return Effect.gen(function* () {
       yield* self.#wake.await
       self.#wake.closeUnsafe()
-      while (self.#pending.length + self.#syncs.length > 0) {
+      while (self.#pending.length + self.#syncs.length > 0 || self.#heard) {
+        if (self.#heard) {
+          self.#heard = false
+          yield* self.#glance
+          continue
+        }
         if (self.#index.count > unindexedEvents) {
           self.#indexed.closeUnsafe()
           yield* self.#indexed.await
