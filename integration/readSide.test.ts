@@ -114,7 +114,7 @@ layer(Live, { excludeTestServices: true, timeout: "10 minutes" })("processes tha
         yield* projected
         yield* equal
       }).pipe(Effect.scoped),
-    { timeout: 600_000 }
+    { timeout: 60_000 + kills * 10_000 }
   )
 
   it.effect(

@@ -204,8 +204,10 @@ export const grouped = <const Event extends EventSchema, R = never>(
     readonly size?: number | undefined
     /** How long events wait for others to come. Default: 1 second. */
     readonly within?: Duration.Input | undefined
+    /** With `park`, a group that fails is handled event by event, to find the one that is at fault. Default: `"retry"`. */
+    readonly onFailure?: FailurePolicy | undefined
   }
-): Processor<R> => define(name, definition, undefined, openGroups(name, definition))
+): Processor<R> => define(name, definition, definition.onFailure, openGroups(name, definition))
 
 /** A processor with a state for each key, which `stateOf` reads. */
 export interface Fold<State> extends Processor {
@@ -236,7 +238,7 @@ export const fold = <const Event extends EventSchema, State>(
   name: string,
   definition: Omit<Common, "tables"> & {
     readonly events: ReadonlyArray<Event>
-    /** The name of the table; it has the columns `key`, `entity_type`, `shard`, `offset`, and `state` as JSON. */
+    /** The name of the table; it has the columns `key`, `entity_type`, `shard`, `offset`, `state` as JSON, and some more. */
     readonly table: string
     readonly state: Schema.Codec<State, any>
     readonly initial: State
@@ -245,11 +247,13 @@ export const fold = <const Event extends EventSchema, State>(
     readonly fold: (state: State, event: Event["Type"], envelope: EventEnvelope) => State
     /** Joins the states of two shards; with `initial` it leaves the other as it is. */
     readonly merge: (a: State, b: State) => State
+    /** Default: `"retry"`. */
+    readonly onFailure?: FailurePolicy | undefined
   }
 ): Fold<State> => {
   const table: FoldTable<State> = { ...definition, name }
   return Object.assign(
-    define(name, { ...definition, tables: [readFold.table(definition.table)] }, undefined, openFold(table)),
+    define(name, { ...definition, tables: [readFold.table(definition.table)] }, definition.onFailure, openFold(table)),
     { stateOf: readFold.of(table) }
   )
 }

@@ -116,6 +116,7 @@ export const runToEnd = Effect.fnUntraced(function* <R>(
     const { generation } = control
     const sink = yield* processor.open({
       place,
+      shards: journal.shards,
       session,
       concurrency: 16,
       generation,

@@ -2,7 +2,7 @@ import { assert, layer } from "@effect/vitest"
 import { Journal } from "@effect-cassandra/journal/Journal"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { cql, identifier } from "@effect-cassandra/session/Statement"
-import { Effect, Exit, Fiber, Layer, Scope } from "effect"
+import { Effect, Exit, Fiber, Layer, Schema, Scope, Stream } from "effect"
 import * as Processor from "../src/Processor.ts"
 import { type Options, ReadSide } from "../src/ReadSide.ts"
 import { Added, added, append, eventually, Live, lines, linesOf, oneOfEachShard } from "./fixture.ts"
@@ -341,6 +341,126 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("running", (it)
       yield* eventually(Effect.sync(() => assert.deepStrictEqual(handled.slice(5), [`${bad} 8`, `${bad} 9`])))
       const error = yield* Effect.flip(readSide.retryParked("parking", { entityType: "Parking", entityId: bad }))
       assert.match(error.message, /has put no event of Parking/)
+    }).pipe(Effect.scoped)
+  )
+
+  it.effect("a state per key leaves a failing event out, takes it late once, and a group finds the one at fault", () =>
+    Effect.gen(function* () {
+      const ids = yield* oneOfEachShard
+      const journal = yield* Journal
+      const [bad, neighbour] = Array.from({ length: 100 }, (_, i) => `n${i}`).filter((id) => journal.shardOf(id) === 0)
+      let broken = true
+      const State = Schema.Struct({ sum: Schema.Int, last: Schema.String })
+      const Sums = Processor.fold("late-sums", {
+        entityType: "Late",
+        events: [Added],
+        table: "late_sums",
+        onFailure: { park: { attempts: 2 } },
+        state: State,
+        initial: { sum: 0, last: "" },
+        key: () => "all",
+        fold: ({ sum }, { amount }, { entityId }) => {
+          if (broken && amount === 2) throw new Error("no 2")
+          // What the schema refuses is that event's fault, too.
+          return { sum: broken && amount === 3 ? 0.5 : sum + amount, last: entityId }
+        },
+        merge: (a, b) => ({ sum: a.sum + b.sum, last: a.last + b.last })
+      })
+      const groups: Array<ReadonlyArray<number>> = []
+      const Groups = Processor.grouped("late-groups", {
+        entityType: "Late",
+        events: [Added],
+        size: 10,
+        within: "50 millis",
+        onFailure: { park: { attempts: 2 } },
+        handle: (events) =>
+          Effect.suspend(() => {
+            const amounts = events.map(({ event }) => event.amount)
+            if (broken && amounts.some((amount) => amount === 2 || amount === 3)) return Effect.fail("no 2")
+            groups.push(amounts)
+            return Effect.void
+          })
+      })
+      yield* append("Late", bad!, added(1), added(2), added(10))
+      yield* append("Late", neighbour!, added(3), added(20))
+      yield* append("Late", ids[1]!, added(100))
+      const { readSide } = yield* join([Sums, Groups], { ...quick, maxBackOff: "20 millis" })
+      const parked = (name: string) =>
+        Effect.map(readSide.parked(name), (all) => all.map(({ entityId, sequence }) => [entityId, sequence]))
+      for (const name of ["late-sums", "late-groups"]) {
+        yield* eventually(
+          Effect.map(parked(name), (found) =>
+            assert.sameDeepMembers(found, [
+              [bad, 2],
+              [bad, 3],
+              [neighbour, 1],
+              [neighbour, 2]
+            ])
+          )
+        )
+      }
+      const position = yield* append("Late", ids[0] === bad || ids[0] === neighbour ? "other" : ids[0]!, added(1000))
+      for (const name of ["late-sums", "late-groups"]) yield* readSide.awaitProjected(name, position)
+      yield* eventually(Effect.map(Sums.stateOf("all"), ({ sum }) => assert.strictEqual(sum, 1101)))
+      assert.sameMembers(groups.flat(), [1, 100, 1000])
+
+      broken = false
+      const retry = (name: string) =>
+        Effect.forEach([bad!, neighbour!], (entityId) =>
+          readSide.retryParked(name, { entityType: "Late", entityId }).pipe(
+            // It was asked for, and done, together with the other one.
+            Effect.catch(() => Effect.void)
+          )
+        )
+      yield* retry("late-sums")
+      yield* retry("late-groups")
+      for (const name of ["late-sums", "late-groups"]) {
+        yield* eventually(Effect.map(parked(name), (found) => assert.deepStrictEqual(found, [])))
+      }
+      assert.strictEqual((yield* Sums.stateOf("all")).sum, 1136)
+      assert.sameMembers(groups.flat(), [1, 100, 1000, 2, 10, 3, 20])
+      // As after a crash before it was noted that the last one has been taken.
+      const [last] = yield* journal.currentEvents("Late", 0, 4).pipe(Stream.take(1), Stream.runCollect)
+      assert.deepStrictEqual([last!.entityId, last!.sequence], [neighbour, 2])
+      const sink = yield* Sums.open({
+        place: { processor: "late-sums", entityType: "Late", shard: 0 },
+        shards: 3,
+        session: yield* CassandraSession,
+        concurrency: 1,
+        generation: 0,
+        epoch: 0
+      })
+      assert.strictEqual((yield* sink.handle([last!], true)).written, 0)
+      // What comes next stands above what came late; and from the beginning again all are there already.
+      yield* readSide.awaitProjected("late-sums", yield* append("Late", bad!, added(10_000)))
+      assert.strictEqual((yield* Sums.stateOf("all")).sum, 11_136)
+      yield* readSide.rewind("late-sums", "beginning")
+      yield* readSide.awaitProjected("late-sums", yield* append("Late", bad!, added(100_000)))
+      assert.strictEqual((yield* Sums.stateOf("all")).sum, 111_136)
+    }).pipe(Effect.scoped)
+  )
+
+  it.effect("an undecodable event in a group does not take those before it along", () =>
+    Effect.gen(function* () {
+      const id = (yield* oneOfEachShard)[0]!
+      const handled: Array<number> = []
+      const grouped = Processor.grouped("careful-groups", {
+        entityType: "Careful",
+        events: [Added],
+        size: 10,
+        within: "1 second",
+        onFailure: { park: { attempts: 1 } },
+        handle: (events) => Effect.sync(() => void handled.push(...events.map(({ event }) => event.amount)))
+      })
+      yield* append("Careful", id, added(1), added(2), { type: "Added", payload: {} })
+      yield* append("Careful", "other", added(3))
+      const { readSide } = yield* join([grouped])
+      yield* eventually(
+        Effect.gen(function* () {
+          assert.strictEqual((yield* readSide.parked("careful-groups")).length, 1)
+          assert.sameMembers(handled, [1, 2, 3])
+        })
+      )
     }).pipe(Effect.scoped)
   )
 

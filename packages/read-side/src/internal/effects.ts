@@ -4,11 +4,11 @@
 import type { EventSchema } from "@effect-cassandra/journal/EventCodec"
 import type { EventEnvelope } from "@effect-cassandra/journal/Journal"
 import { Cause, Context, Duration, Effect, Result } from "effect"
-import type { Delivery, Handlers, Received } from "../Processor.ts"
+import type { Delivery, FailurePolicy, Handlers, Received } from "../Processor.ts"
 import { makeClaims } from "./claims.ts"
 import { makeDecode } from "./events.ts"
 import { handlerFailure, storeFailure } from "./failures.ts"
-import type { Open, Outcome } from "./sink.ts"
+import type { Failure, Open, Outcome } from "./sink.ts"
 
 /** The Effect's failure or defect; an interruption goes on as such. */
 const failureOf = <R>(
@@ -98,40 +98,62 @@ interface GroupsDefinition<R> {
   readonly handle: (events: ReadonlyArray<Received<any>>) => Effect.Effect<unknown, unknown, R>
   readonly size?: number | undefined
   readonly within?: Duration.Input | undefined
+  readonly onFailure?: FailurePolicy | undefined
 }
 
 export const openGroups = <R>(name: string, definition: GroupsDefinition<R>): Open<R> => {
   const decode = makeDecode(name, definition.events)
   const size = definition.size ?? 100
   const withinMillis = Duration.toMillis(definition.within ?? "1 second")
+  const parks = typeof definition.onFailure === "object"
   if (!Number.isInteger(size) || size < 1)
     throw new Error(`processor "${name}" has groups of ${size} events: give 1 or more`)
 
   return Effect.fnUntraced(function* () {
     const context = yield* Effect.context<R>()
-    const handle = Effect.fnUntraced(function* (events: ReadonlyArray<EventEnvelope>) {
-      let done = events[0]!.offset - 1
-      let written = 0
-      for (let i = 0; i < events.length; i += size) {
-        const group = events.slice(i, i + size)
-        const received: Array<Received<unknown>> = []
-        for (const envelope of group) {
-          const decoded = decode(envelope)
-          if (Result.isFailure(decoded)) return { done, written, failure: { error: decoded.failure, event: envelope } }
-          for (const event of decoded.success) received.push({ event, envelope })
-        }
-        if (received.length > 0) {
-          const effect = Effect.suspend(() => definition.handle(received)).pipe(provideBelow(context), failureOf)
-          const cause = yield* effect
-          if (cause !== undefined) {
-            return { done, written, failure: { error: handlerFailure(name, group[0]!, cause), event: undefined } }
+    const handle: (events: ReadonlyArray<EventEnvelope>, most: number) => Effect.Effect<Outcome> = Effect.fnUntraced(
+      function* (events, most) {
+        let done = events[0]!.offset - 1
+        let written = 0
+        for (let i = 0; i < events.length; i += most) {
+          const group = events.slice(i, i + most)
+          const received: Array<Received<unknown>> = []
+          let through = group.at(-1)!.offset
+          let failure: Failure | undefined
+          for (const envelope of group) {
+            const decoded = decode(envelope)
+            if (Result.isFailure(decoded)) {
+              // Those before it are a group of their own.
+              failure = { error: decoded.failure, event: envelope }
+              through = envelope.offset - 1
+              break
+            }
+            for (const event of decoded.success) received.push({ event, envelope })
           }
-          written++
+          if (received.length > 0) {
+            const cause = yield* Effect.suspend(() => definition.handle(received)).pipe(
+              provideBelow(context),
+              failureOf
+            )
+            if (cause !== undefined) {
+              const first = received[0]!.envelope
+              const single = first === received.at(-1)!.envelope
+              if (single || !parks) {
+                const error = handlerFailure(name, first, cause)
+                return { done: first.offset - 1, written, failure: { error, event: single ? first : undefined } }
+              }
+              const good = group.filter(({ offset }) => offset <= through)
+              const outcome = yield* handle(good, 1)
+              written += outcome.written
+              if (outcome.failure !== undefined) return { ...outcome, written }
+            } else written++
+          }
+          done = through
+          if (failure !== undefined) return { done, written, failure }
         }
-        done = group.at(-1)!.offset
+        return { done, written }
       }
-      return { done, written } satisfies Outcome
-    })
-    return { handle, group: { size, withinMillis } }
+    )
+    return { handle: (events) => handle(events, size), group: { size, withinMillis } }
   })
 }

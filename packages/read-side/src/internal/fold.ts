@@ -1,19 +1,20 @@
 /**
  * Processors that keep a state per key. Each shard has a row of its own for a key, with the offset of the last event in it,
  * so that an event is never folded twice; a row's write timestamp is that event's stamp, so that of two owners of a shard,
- * who fold the same, the one who came further wins.
+ * who fold the same, the one who came further wins. An event that was put aside is folded late: the row counts those, and
+ * knows the last, and its write timestamps move on by one with each.
  */
 import { type EventSchema, json } from "@effect-cassandra/journal/EventCodec"
 import type { EventEnvelope } from "@effect-cassandra/journal/Journal"
 import type { CassandraError } from "@effect-cassandra/session/CassandraError"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
-import { make } from "@effect-cassandra/session/Statement"
+import { make, type Statement } from "@effect-cassandra/session/Statement"
 import { Effect, Result, type Schema, SchemaParser } from "effect"
 import { HandlerFailure, ReadSideError, UndecodableState } from "../ReadSideError.ts"
 import { makeDecode } from "./events.ts"
 import { storeFailure } from "./failures.ts"
-import type { Open, Outcome } from "./sink.ts"
-import { stampOf } from "./statements.ts"
+import type { Failure, Open, Outcome } from "./sink.ts"
+import { generationStart } from "./statements.ts"
 
 export interface FoldTable<State> {
   readonly name: string
@@ -39,7 +40,7 @@ export const tableOf = (text: string): string => {
 export const readFold = {
   table: (name: string): string =>
     `CREATE TABLE IF NOT EXISTS ${name} (
-       key text, entity_type text, shard int, offset bigint, state text, PRIMARY KEY (key, entity_type, shard))`,
+       key text, entity_type text, shard int, offset bigint, late int, last_late bigint, state text, PRIMARY KEY (key, entity_type, shard))`,
 
   of: <State>({ initial, merge, state, table }: FoldTable<State>) => {
     const decode = SchemaParser.decodeUnknownSync(json(state))
@@ -53,8 +54,20 @@ export const readFold = {
 
 interface Kept<State> {
   readonly state: State
+  /** Of the last event that came in its turn, and its stamp in microseconds. */
   readonly offset: number
-  readonly stamp: bigint
+  readonly stamp: number
+  /** How many events came late, and the offset of the last. */
+  readonly late: number
+  readonly lastLate: number
+}
+
+interface Row {
+  readonly offset: bigint
+  readonly late: number
+  readonly last_late: bigint
+  readonly state: string
+  readonly written: bigint
 }
 
 export const openFold = <State>({
@@ -69,8 +82,10 @@ export const openFold = <State>({
   const decodeEvent = makeDecode(name, schemas)
   const encode = SchemaParser.encodeSync(json(state))
   const decode = SchemaParser.decodeUnknownResult(json(state))
-  const select = `SELECT offset, state FROM ${table} WHERE key = ? AND entity_type = ? AND shard = ?`
-  const insert = `INSERT INTO ${table} (key, entity_type, shard, offset, state) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?`
+  const select = `SELECT offset, late, last_late, state, WRITETIME(state) AS written FROM ${table}
+    WHERE key = ? AND entity_type = ? AND shard = ?`
+  const insert = `INSERT INTO ${table} (key, entity_type, shard, offset, late, last_late, state)
+    VALUES (?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP ?`
 
   return ({ concurrency, generation, place, session }) => {
     const { entityType, shard } = place
@@ -85,29 +100,55 @@ export const openFold = <State>({
       kept.set(key, value)
     }
 
-    const load = Effect.fnUntraced(function* (key: string) {
-      const [row] = yield* Effect.mapError(
-        session.execute<{ offset: bigint; state: string }>(make(select, [key, entityType, shard])),
-        storeFailure
-      )
-      if (row === undefined) return { state: initial, offset: 0, stamp: 0n }
+    const writeTime = ({ late, stamp }: Kept<State>) => generationStart(generation) + BigInt(stamp + late)
+
+    const load = Effect.fnUntraced(function* (key: string): Effect.fn.Return<Kept<State>, ReadSideError> {
+      const [row] = yield* Effect.mapError(session.execute<Row>(make(select, [key, entityType, shard])), storeFailure)
+      if (row === undefined) return { state: initial, offset: 0, stamp: 0, late: 0, lastLate: 0 }
+      const { late, written } = row
       const decoded = decode(JSON.parse(row.state))
-      if (Result.isSuccess(decoded)) return { state: decoded.success, offset: Number(row.offset), stamp: 0n }
+      if (Result.isSuccess(decoded)) {
+        return {
+          state: decoded.success,
+          offset: Number(row.offset),
+          stamp: Number(written - generationStart(generation)) - late,
+          late,
+          lastLate: Number(row.last_late)
+        }
+      }
       const message = `the state of key "${key}" in ${table} does not fit the schema of processor "${name}": give the processor a new version, or rewind it with truncate`
       return yield* Effect.fail(new ReadSideError({ reason: new UndecodableState({ processor: name, message }) }))
     })
 
-    const handle: (events: ReadonlyArray<EventEnvelope>) => Effect.Effect<Outcome, ReadSideError> = Effect.fnUntraced(
-      function* (events) {
+    const threw = ({ entityId, sequence, type }: EventEnvelope, cause: unknown) => {
+      const message = `processor "${name}" threw at event ${sequence} of "${entityId}", a ${type}: ${cause}`
+      const reason = new HandlerFailure({ processor: name, entityId, eventType: type, message, cause })
+      return new ReadSideError({ reason })
+    }
+
+    /** The state after an event; undefined where it has the event already. */
+    const after = (
+      now: Kept<State>,
+      event: unknown,
+      envelope: EventEnvelope,
+      retried: boolean,
+      /** Events of one stored event share its offset; a row with that offset has all of them. */
+      begun: boolean
+    ): Kept<State> | undefined => {
+      const { offset, stamp } = envelope
+      if (offset > now.offset || (offset === now.offset && begun)) {
+        return { ...now, state: fold(now.state, event, envelope), offset, stamp }
+      }
+      return retried && offset < now.offset && (offset !== now.lastLate || begun)
+        ? { ...now, state: fold(now.state, event, envelope), late: now.late + 1, lastLate: offset }
+        : undefined
+    }
+
+    const handle: (events: ReadonlyArray<EventEnvelope>, retried: boolean) => Effect.Effect<Outcome, ReadSideError> =
+      Effect.fnUntraced(function* (events, retried) {
         let done = events[0]!.offset - 1
-        let failure: Outcome["failure"]
+        let failure: Failure | undefined
         const steps: Array<readonly [key: string, event: unknown, envelope: EventEnvelope]> = []
-        const threw = (envelope: EventEnvelope, cause: unknown) => {
-          const { entityId, sequence, type } = envelope
-          const message = `processor "${name}" threw at event ${sequence} of "${entityId}", a ${type}: ${cause}`
-          const reason = new HandlerFailure({ processor: name, entityId, eventType: type, message, cause })
-          return { error: new ReadSideError({ reason }), event: envelope }
-        }
         for (const envelope of events) {
           const decoded = decodeEvent(envelope)
           if (Result.isFailure(decoded)) {
@@ -120,7 +161,7 @@ export const openFold = <State>({
               if (key !== undefined) steps.push([key, event, envelope])
             }
           } catch (cause) {
-            failure = threw(envelope, cause)
+            failure = { error: threw(envelope, cause), event: envelope }
             break
           }
           done = envelope.offset
@@ -136,39 +177,56 @@ export const openFold = <State>({
           concurrency,
           discard: true
         })
-        const changed = new Set<string>()
+        /** By key, the last event that has changed it. */
+        const changed = new Map<string, EventEnvelope>()
+        /** Nothing of these states is kept: the events before one are folded again, without it. */
+        const without = (envelope: EventEnvelope, cause: unknown) => {
+          const good = events.filter(({ offset }) => offset < envelope.offset)
+          const failed = { error: threw(envelope, cause), event: envelope }
+          return good.length === 0
+            ? Effect.succeed({ done: envelope.offset - 1, written: 0, failure: failed })
+            : Effect.map(handle(good, retried), (outcome) => ({ ...outcome, failure: outcome.failure ?? failed }))
+        }
         for (const [key, event, envelope] of steps) {
           const now = states.get(key) ?? kept.get(key) ?? older.get(key)!
-          // Events of one stored event share its offset; the row with that offset has all of them.
-          if (envelope.offset < now.offset || (envelope.offset === now.offset && !changed.has(key))) continue
           try {
-            const state = fold(now.state, event, envelope)
-            states.set(key, { state, offset: envelope.offset, stamp: stampOf(envelope, generation) })
-            changed.add(key)
+            const next = after(now, event, envelope, retried, changed.get(key) === envelope)
+            if (next === undefined) continue
+            states.set(key, next)
+            changed.set(key, envelope)
           } catch (cause) {
-            // Nothing of these states is kept: the events before this one are folded again, without it.
-            const good = events.filter(({ offset }) => offset < envelope.offset)
-            const outcome = good.length === 0 ? { done: envelope.offset - 1, written: 0 } : yield* handle(good)
-            return { ...outcome, failure: outcome.failure ?? threw(envelope, cause) }
+            return yield* without(envelope, cause)
           }
         }
-        yield* Effect.forEach(
-          changed,
-          (key) => {
-            const { offset, stamp, state } = states.get(key)!
-            const values = [key, entityType, shard, BigInt(offset), JSON.stringify(encode(state)), stamp]
-            return session.execute(make(insert, values, { idempotent: true }))
-          },
-          { concurrency, discard: true }
-        ).pipe(Effect.mapError(storeFailure))
+        const writes: Array<Statement<unknown>> = []
+        for (const [key, envelope] of changed) {
+          const now = states.get(key)!
+          const { lastLate, late, offset, state } = now
+          try {
+            const values = [
+              key,
+              entityType,
+              shard,
+              BigInt(offset),
+              late,
+              BigInt(lastLate),
+              JSON.stringify(encode(state))
+            ]
+            writes.push(make(insert, [...values, writeTime(now)], { idempotent: true }))
+          } catch (cause) {
+            return yield* without(envelope, cause)
+          }
+        }
+        yield* Effect.forEach(writes, (write) => session.execute(write), { concurrency, discard: true }).pipe(
+          Effect.mapError(storeFailure)
+        )
         for (const [key, value] of states) remember(key, value)
-        return { done, written: changed.size, failure }
-      }
-    )
+        return { done, written: writes.length, failure }
+      })
 
     return Effect.succeed({
-      handle: (events) =>
-        Effect.catch(handle(events), (error) =>
+      handle: (events, retried) =>
+        Effect.catch(handle(events, retried), (error) =>
           Effect.succeed({ done: events[0]!.offset - 1, written: 0, failure: { error, event: undefined } })
         ),
       coalesces: true

@@ -142,6 +142,7 @@ export const startAt = Effect.fnUntraced(function* (
     epoch: start.epoch,
     logEpoch,
     offset,
+    resumed,
     stamp: resumed ? (stored?.stamp ?? 0) : 0,
     stored: resumed ? (stored?.offset ?? -1) : -1
   }
@@ -188,8 +189,8 @@ export const run = <R>(
   const { entityType, shard } = place
   const name = `processor "${place.processor}", ${entityType} shard ${shard}`
   const park = typeof processor.onFailure === "object" ? processor.onFailure.park : undefined
-  /** Entities whose events are put aside. */
-  const aside = new Set<string>()
+  /** Entities whose events are put aside, with the last one that is. */
+  const aside = new Map<string, number>()
 
   const stand = (error: ReadSideError) =>
     Effect.gen(function* () {
@@ -210,7 +211,7 @@ export const run = <R>(
   const putAside = (event: EventEnvelope, error: string | null, attempts: number) =>
     Effect.gen(function* () {
       yield* Effect.mapError(parking.park(place, event, error, attempts), storeFailure)
-      aside.add(event.entityId)
+      aside.set(event.entityId, event.sequence)
       progress.parked++
       if (error !== null) {
         yield* Effect.logError(
@@ -220,20 +221,28 @@ export const run = <R>(
     })
 
   /** Tries again, or forgets, what operators asked for; in the order of each entity's events. */
-  const attend = (sink: Sink) =>
+  const attend = (sink: Sink, { offset, resumed }: Effect.Success<ReturnType<typeof startAt>>) =>
     Effect.gen(function* () {
-      const rows = yield* Effect.mapError(parking.list(place), storeFailure)
-      const byEntity = Map.groupBy(rows, ({ entityId }) => entityId)
-      for (const [entityId, parked] of byEntity) {
-        aside.add(entityId)
+      const all = yield* Effect.mapError(parking.list(place), storeFailure)
+      // What the log is read for anew comes again by itself.
+      const isComing = (one: Parked) => !resumed && one.offset > offset
+      const rows = all.filter((one) => !isComing(one))
+      const coming = all.filter(isComing)
+      yield* Effect.forEach(coming, (one) => parking.remove(place, one.entityId, one.sequence), { discard: true }).pipe(
+        Effect.mapError(storeFailure)
+      )
+      aside.clear()
+      progress.parked = rows.length
+      for (const [entityId, parked] of Map.groupBy(rows, ({ entityId }) => entityId)) {
+        aside.set(entityId, parked.at(-1)!.sequence)
         let left = parked.length
         for (const one of parked) {
           if (one.request === undefined || !(yield* settle(sink, one))) break
           left--
+          progress.parked--
         }
         if (left === 0) aside.delete(entityId)
       }
-      progress.parked = [...aside].reduce((sum, entityId) => sum + byEntity.get(entityId)!.length, 0)
     })
 
   const settle = (sink: Sink, one: Parked) =>
@@ -344,9 +353,10 @@ export const run = <R>(
       yield* leased
       let live: ReadonlyArray<EventEnvelope> = events
       if (aside.size > 0) {
-        const behind = events.filter(({ entityId }) => aside.has(entityId))
+        // What comes again after a crash is there already, with its error.
+        const behind = events.filter(({ entityId, sequence }) => sequence > (aside.get(entityId) ?? Infinity))
         yield* Effect.forEach(behind, (event) => putAside(event, null, 0), { discard: true })
-        if (behind.length > 0) live = events.filter(({ entityId }) => !aside.has(entityId))
+        live = events.filter(({ entityId }) => !aside.has(entityId))
       }
       const { failure, written } = yield* handle(sink, events, live)
       if (failure === undefined) progress.failure = undefined
@@ -373,6 +383,7 @@ export const run = <R>(
     yield* reader.join(progress)
     const sink = yield* processor.open({
       place,
+      shards: journal.shards,
       session,
       concurrency: limits.concurrency,
       generation: control.generation,
@@ -385,7 +396,7 @@ export const run = <R>(
     progress.stamp = start.stamp
     progress.storedOffset = start.stored
     yield* leased
-    yield* attend(sink)
+    yield* attend(sink, start)
     progress.failure = undefined
     progress.attempts = 0
     changed(progress)

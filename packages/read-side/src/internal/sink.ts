@@ -24,6 +24,8 @@ export interface Reached {
 /** What a kind of processor gets. */
 interface Opening {
   readonly place: Place
+  /** How many shards each entity type has. */
+  readonly shards: number
   readonly session: CassandraSession["Service"]
   /** Requests in flight for the shard. */
   readonly concurrency: number

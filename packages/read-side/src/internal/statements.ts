@@ -22,9 +22,8 @@ const maxStatements = 10
  */
 const generationStep = 3_155_760_000_000_000n
 
-/** The write timestamp of an event's first statement. */
-export const stampOf = (envelope: EventEnvelope, generation: number): bigint =>
-  BigInt(envelope.stamp) + BigInt(generation) * generationStep
+/** What write timestamps of a generation are counted from. */
+export const generationStart = (generation: number): bigint => BigInt(generation) * generationStep
 
 /** The write timestamps of a table stay within 64 bits. */
 export const maxGeneration = 2000
@@ -82,6 +81,7 @@ const writesOf = (
   refusal: (statement: Statement<unknown>) => string | undefined,
   generation: number
 ) => {
+  const start = generationStart(generation)
   return (envelope: EventEnvelope): Result.Result<ReadonlyArray<Write>, ReadSideError> => {
     const given = statements(envelope)
     if (Result.isFailure(given)) return Result.fail(given.failure)
@@ -89,7 +89,7 @@ const writesOf = (
     for (const statement of given.success) {
       const why = refusal(statement)
       if (why !== undefined) return Result.fail(refused(name, envelope.type, statement.text, why))
-      writes.push({ statement, stamp: stampOf(envelope, generation) + BigInt(writes.length), event: envelope })
+      writes.push({ statement, stamp: start + BigInt(envelope.stamp + writes.length), event: envelope })
     }
     return Result.succeed(writes)
   }
