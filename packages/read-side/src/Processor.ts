@@ -49,6 +49,8 @@ export interface Processor<out R = never> {
   readonly entityTypes: ReadonlyArray<string>
   readonly events: ReadonlyArray<EventSchema>
   readonly tables: ReadonlyArray<string>
+  /** Whether it empties its tables by itself, which are not in Cassandra. */
+  readonly truncates: boolean
   readonly onFailure: FailurePolicy
   readonly open: Open<R>
 }
@@ -93,6 +95,7 @@ export const define = <R>(
     entityTypes,
     events,
     tables,
+    truncates: false,
     onFailure: onFailure ?? "retry",
     open
   }

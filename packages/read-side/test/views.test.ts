@@ -64,6 +64,69 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("views", (it) =
       }).pipe(Effect.scoped)
   )
 
+  it.effect("in a SQL database are emptied with their offsets, and take an event that was put aside once", () =>
+    Effect.gen(function* () {
+      const folder = mkdtempSync(join(tmpdir(), "effect-cassandra-sql-"))
+      yield* Effect.addFinalizer(() => Effect.sync(() => rmSync(folder, { recursive: true })))
+      const database = sqlite(join(folder, "views"))
+      let broken = true
+      const sums = (factor: number) =>
+        SqlProcessor.make("emptied", {
+          entityType: "Emptied",
+          events: [Added],
+          tables: ["emptied"],
+          onFailure: { park: { attempts: 1 } },
+          prepare: Effect.flatMap(
+            SqlClient.SqlClient,
+            (sql) => sql`CREATE TABLE IF NOT EXISTS emptied (id text PRIMARY KEY, total int)`
+          ),
+          handlers: {
+            Added: ({ amount }, { entityId }) =>
+              Effect.gen(function* () {
+                if (broken && amount === 5) return yield* Effect.fail("no 5")
+                const sql = yield* SqlClient.SqlClient
+                yield* sql`INSERT INTO emptied (id, total) VALUES (${entityId}, ${amount * factor})
+                           ON CONFLICT (id) DO UPDATE SET total = total + excluded.total`
+              })
+          }
+        })
+      const ids = yield* oneOfEachShard
+      const total = (expected: number) =>
+        Effect.gen(function* () {
+          const sql = yield* SqlClient.SqlClient
+          const [row] = yield* sql<{ total: number }>`SELECT SUM(total) AS total FROM emptied`
+          assert.strictEqual(row!.total, expected)
+        }).pipe(eventually, Effect.provide(database))
+      const process = (factor: number) =>
+        Layer.build(
+          Layer.fresh(ReadSide.layer([sums(factor)], { lease: "2 seconds", maxBackOff: "20 millis" })).pipe(
+            Layer.provide(Layer.fresh(database))
+          )
+        )
+      for (let i = 0; i < 30; i++) yield* append("Emptied", ids[i % 3]!, added(i))
+      yield* Effect.gen(function* () {
+        const { parked, retryParked } = yield* Effect.provide(ReadSide, yield* process(1))
+        // 5 and what its entity has behind it: 8, 11 and so on.
+        yield* total(435 - [5, 8, 11, 14, 17, 20, 23, 26, 29].reduce((a, b) => a + b))
+        yield* eventually(Effect.map(parked("emptied"), (found) => assert.strictEqual(found.length, 9)))
+        broken = false
+        yield* retryParked("emptied", { entityType: "Emptied", entityId: ids[2]! })
+        yield* total(435)
+      }).pipe(Effect.scoped)
+      yield* Effect.gen(function* () {
+        const { rewind } = yield* Effect.provide(ReadSide, yield* process(10))
+        yield* process(10)
+        yield* append("Emptied", ids[0]!, added(100))
+        yield* total(1435)
+        yield* rewind("emptied", "beginning", { truncate: true })
+        yield* total(5350)
+        yield* rewind("emptied", "beginning", { truncate: true })
+        yield* append("Emptied", ids[1]!, added(1))
+        yield* total(5360)
+      }).pipe(Effect.scoped)
+    }).pipe(Effect.scoped)
+  )
+
   it.effect("in memory are whole when they are there, followed live, and can be waited for and subscribed to", () =>
     Effect.gen(function* () {
       const ids = yield* oneOfEachShard

@@ -40,6 +40,7 @@ export interface Registration {
   readonly version: number
   readonly entityTypes: ReadonlyArray<string>
   readonly tables: ReadonlyArray<string>
+  readonly truncates: boolean
 }
 
 /** All that the partition holds. */

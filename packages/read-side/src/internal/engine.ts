@@ -129,8 +129,8 @@ export const makeEngine = Effect.fnUntraced(function* <R>(
   const allUnits = [...units.values()].flat()
 
   const registered = (yield* cluster.read.pipe(Effect.mapError(storeFailure))).registrations
-  for (const { entityTypes, id, name, tables, version } of processors) {
-    const registration = { name, version, entityTypes, tables }
+  for (const { entityTypes, id, name, tables, truncates, version } of processors) {
+    const registration = { name, version, entityTypes, tables, truncates }
     if (JSON.stringify(registered.get(id)) !== JSON.stringify(registration)) {
       yield* Effect.mapError(cluster.register(id, registration), storeFailure)
     }

@@ -208,10 +208,10 @@ export const makeRequests = Effect.fnUntraced(function* (engine: Engine | undefi
         "with truncate a processor can be rewound to the beginning only: what is before would be missing"
       )
     }
-    const { tables } = yield* registrationOf(yield* look, id)
-    if (tables.length === 0) {
+    const { tables, truncates } = yield* registrationOf(yield* look, id)
+    if (tables.length === 0 && !truncates) {
       return yield* refuse(
-        `processor "${id}" has no tables of its own in Cassandra to be emptied: rewind it without truncate`
+        `processor "${id}" names no tables of its own to be emptied: give it their names, or rewind it without truncate`
       )
     }
     const control = yield* store(
