@@ -5,6 +5,7 @@
 import type { EventSchema } from "@effect-cassandra/journal/EventCodec"
 import type { EventEnvelope } from "@effect-cassandra/journal/Journal"
 import type { CassandraError } from "@effect-cassandra/session/CassandraError"
+import type { Migrations } from "@effect-cassandra/session/CassandraMigrator"
 import type { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import type { Statement } from "@effect-cassandra/session/Statement"
 import type { Duration, Effect, Result, Schema } from "effect"
@@ -33,6 +34,11 @@ export interface Common {
   /** The tables that the processor fills, as `CREATE TABLE IF NOT EXISTS name (...)`; created where they are missing. */
   readonly tables?: ReadonlyArray<string> | undefined
   /**
+   * Later changes of the tables, by numbers of the processor's own, as `CassandraMigrator` has them: each is executed once
+   * in the cluster, in order, after the tables were created and before anything runs.
+   */
+  readonly migrations?: Migrations | undefined
+  /**
    * Raise it to fill new tables from the first event while the version before keeps serving; see `ReadSide.activeVersion`.
    * Default: 1.
    */
@@ -49,6 +55,7 @@ export interface Processor<out R = never> {
   readonly entityTypes: ReadonlyArray<string>
   readonly events: ReadonlyArray<EventSchema>
   readonly tables: ReadonlyArray<string>
+  readonly migrations: Migrations | undefined
   /** Whether it empties its tables by itself, which are not in Cassandra. */
   readonly truncates: boolean
   readonly onFailure: FailurePolicy
@@ -74,7 +81,13 @@ export type Statements = Statement<unknown> | ReadonlyArray<Statement<unknown>>
 /** A processor of a kind of its own: what `open` gives is handed the events of one shard. */
 export const define = <R>(
   name: string,
-  { entityType, events, tables = [], version = 1 }: Common & { readonly events: ReadonlyArray<EventSchema> },
+  {
+    entityType,
+    events,
+    migrations,
+    tables = [],
+    version = 1
+  }: Common & { readonly events: ReadonlyArray<EventSchema> },
   onFailure: FailurePolicy | undefined,
   open: Open<R>
 ): Processor<R> => {
@@ -95,6 +108,7 @@ export const define = <R>(
     entityTypes,
     events,
     tables,
+    migrations,
     truncates: false,
     onFailure: onFailure ?? "retry",
     open
@@ -239,7 +253,7 @@ export interface Fold<State> extends Processor {
  */
 export const fold = <const Event extends EventSchema, State>(
   name: string,
-  definition: Omit<Common, "tables"> & {
+  definition: Omit<Common, "tables" | "migrations"> & {
     readonly events: ReadonlyArray<Event>
     /** The name of the table; it has the columns `key`, `entity_type`, `shard`, `offset`, `state` as JSON, and some more. */
     readonly table: string

@@ -12,7 +12,7 @@ import type { Statement } from "@effect-cassandra/session/Statement"
 import { Effect, Result, Stream } from "effect"
 import { makeCluster } from "./internal/cluster.ts"
 import { initial, startOf } from "./internal/control.ts"
-import { createTables, tables } from "./internal/engine.ts"
+import { createTables, prepareTables, tables } from "./internal/engine.ts"
 import { journalFailure, storeFailure } from "./internal/failures.ts"
 import { makeOffsets } from "./internal/offsets.ts"
 import { startAt } from "./internal/runner.ts"
@@ -107,7 +107,8 @@ export const runToEnd = Effect.fnUntraced(function* <R>(
   const journal = yield* Journal
   const session = yield* CassandraSession
   const offsets = makeOffsets(session)
-  yield* createTables(session, [...tables, ...processor.tables], `processor "${processor.id}"`)
+  yield* createTables(session, tables, "the read side")
+  yield* prepareTables(session, processor)
   const view = yield* Effect.mapError(makeCluster(session).read, storeFailure)
   const control = view.controls.get(processor.id) ?? initial
   let count = 0

@@ -65,7 +65,7 @@ export const make = <
   const H extends Handlers<Event["Type"], Effect.Effect<unknown, unknown, any>>
 >(
   name: string,
-  definition: Omit<Common, "tables"> & {
+  definition: Omit<Common, "tables" | "migrations"> & {
     readonly events: ReadonlyArray<Event>
     readonly handlers: H
     /** Their names, for `rewind` with truncate, which empties them in the transaction that puts the offsets back. */

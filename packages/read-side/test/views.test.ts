@@ -2,7 +2,8 @@ import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { assert, layer, it as plain } from "@effect/vitest"
-import { cql } from "@effect-cassandra/session/Statement"
+import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
+import { cql, identifier } from "@effect-cassandra/session/Statement"
 import { Effect, Layer, Stream } from "effect"
 import { SqlClient } from "effect/sql"
 import * as MemoryView from "../src/MemoryView.ts"
@@ -203,8 +204,45 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("views", (it) =
         handlers: { Added: (_, { entityId }) => cql`INSERT INTO missing (id) VALUES (${entityId})` }
       })
       const error = yield* Effect.flip(Effect.provide(ReadSide, ReadSide.layer([missing])))
-      assert.match(error.message, /the tables of processor "missing" cannot be created/)
+      assert.match(error.message, /the tables of processor "missing" cannot be made/)
     })
+  )
+
+  it.effect("have tables that are changed over time, once in the cluster, before anything runs", () =>
+    Effect.gen(function* () {
+      const movies = (name: string, migrations?: Record<string, string>) =>
+        Processor.make(name, {
+          entityType: "Migrated",
+          events: [Added],
+          tables: [`CREATE TABLE IF NOT EXISTS ${name} (id text PRIMARY KEY, amount int)`],
+          migrations,
+          handlers: {
+            Added: ({ amount }, { entityId }) => cql`
+              UPDATE ${identifier(name)} SET amount = ${amount}, doubled = ${2 * amount} WHERE id = ${entityId}`
+          }
+        })
+      const doubled = (table: string) => ({ "1_doubled": `ALTER TABLE ${table} ADD doubled int` })
+      yield* append("Migrated", "a", added(1))
+      const session = yield* CassandraSession
+      const processors = ["first", "second"].map((name) => movies(name, doubled(name)))
+      // Two processes at once, and the numbers of one processor have nothing to do with those of another.
+      const start = Layer.build(Layer.fresh(ReadSide.layer(processors)))
+      yield* Effect.all([start, start], { concurrency: 2 })
+      for (const name of ["first", "second"]) {
+        yield* eventually(
+          Effect.gen(function* () {
+            const [row] = yield* session.execute<object>(cql`SELECT * FROM ${identifier(name)}`)
+            assert.deepStrictEqual({ ...row }, { id: "a", amount: 1, doubled: 2 })
+          })
+        )
+      }
+      const edited = movies("first", { "1_doubled": "ALTER TABLE first ADD halved int" })
+      const error = yield* Effect.flip(Effect.provide(ReadSide, ReadSide.layer([edited])))
+      assert.match(
+        error.message,
+        /the tables of processor "first" cannot be made: migration 1_doubled is not as it was/
+      )
+    }).pipe(Effect.scoped)
   )
 })
 

@@ -151,17 +151,43 @@ const awaitAgreement = (session: CassandraSession["Service"]) =>
       })
     )
 
+type RecordRow = Omit<Executed, "id"> & { readonly id: bigint }
+
+/** Where it stands which migrations were executed: those of the service, or of a part of it with numbers of its own. */
+const recordsOf = (owner: string | undefined) =>
+  owner === undefined
+    ? {
+        table: `CREATE TABLE IF NOT EXISTS schema_migrations (
+          id bigint PRIMARY KEY, name text, checksum text, steps int, finished boolean, executed_at timestamp)`,
+        select: make<RecordRow>("SELECT id, name, checksum, steps, finished FROM schema_migrations", [], quorum),
+        insert: `INSERT INTO schema_migrations (id, name, checksum, steps, finished, executed_at)
+                 VALUES (?, ?, ?, ?, ?, ?)`,
+        key: []
+      }
+    : {
+        table: `CREATE TABLE IF NOT EXISTS owned_migrations (
+          owner text, id bigint, name text, checksum text, steps int, finished boolean, executed_at timestamp,
+          PRIMARY KEY (owner, id))`,
+        select: make<RecordRow>(
+          "SELECT id, name, checksum, steps, finished FROM owned_migrations WHERE owner = ?",
+          [owner],
+          quorum
+        ),
+        insert: `INSERT INTO owned_migrations (owner, id, name, checksum, steps, finished, executed_at)
+                 VALUES (?, ?, ?, ?, ?, ?, ?)`,
+        key: [owner]
+      }
+
 /**
- * Executes the migrations that were not executed yet, and gives their names.
+ * Executes the migrations that were not executed yet, and gives their names. With an `owner` they are those of a part of the
+ * service, whose numbers have nothing to do with those of others.
  */
-export const run = Effect.fnUntraced(function* (migrations: Migrations) {
+export const run = Effect.fnUntraced(function* (migrations: Migrations, owner?: string) {
   const session = yield* CassandraSession
+  const { insert, key, select, table } = recordsOf(owner)
   const parsed = yield* parse(migrations)
-  const records = Effect.map(
-    session.execute<Omit<Executed, "id"> & { readonly id: bigint }>(
-      make("SELECT id, name, checksum, steps, finished FROM schema_migrations", [], quorum)
-    ),
-    (rows) => rows.map((row): Executed => ({ ...row, id: Number(row.id) }))
+  const records = Effect.map(session.execute(select), (rows) =>
+    rows.map((row): Executed => ({ ...row, id: Number(row.id) }))
   )
   // Most starts find nothing to do, and need no lock to see it.
   const early = yield* records.pipe(
@@ -172,18 +198,14 @@ export const run = Effect.fnUntraced(function* (migrations: Migrations) {
 
   return yield* session.withSchemaLock(
     Effect.gen(function* () {
-      yield* make(
-        `CREATE TABLE IF NOT EXISTS schema_migrations (
-           id bigint PRIMARY KEY, name text, checksum text, steps int, finished boolean, executed_at timestamp)`
-      )
+      yield* make(table)
       const names: Array<string> = []
       for (const { done, migration, resumed } of yield* compare(parsed, yield* records)) {
         const { id, name, steps } = migration
         const record = (count: number) =>
           make(
-            `INSERT INTO schema_migrations (id, name, checksum, steps, finished, executed_at)
-             VALUES (?, ?, ?, ?, ?, ?)`,
-            [BigInt(id), name, checksumOf(migration, count), count, count === steps.length, new Date()],
+            insert,
+            [...key, BigInt(id), name, checksumOf(migration, count), count, count === steps.length, new Date()],
             quorum
           )
         if (!resumed) yield* record(0)

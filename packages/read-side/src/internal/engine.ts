@@ -3,7 +3,8 @@
  */
 import { hostname } from "node:os"
 import { Journal } from "@effect-cassandra/journal/Journal"
-import type { CassandraError } from "@effect-cassandra/session/CassandraError"
+import { CassandraError } from "@effect-cassandra/session/CassandraError"
+import * as CassandraMigrator from "@effect-cassandra/session/CassandraMigrator"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { Duration, Effect, FiberMap, Latch, References, Schedule, Semaphore } from "effect"
 import type { Processor } from "../Processor.ts"
@@ -98,7 +99,7 @@ export const makeEngine = Effect.fnUntraced(function* <R>(
   }
 
   yield* createTables(session, tables, "the read side")
-  for (const { id, tables } of processors) yield* createTables(session, tables, `processor "${id}"`)
+  for (const processor of processors) yield* prepareTables(session, processor)
 
   // ------------------------------------------------------------------------------------------------ shards
 
@@ -385,22 +386,42 @@ export const makeEngine = Effect.fnUntraced(function* <R>(
   return engine
 })
 
-/** Creates tables where they are missing; a cluster that is away for a while is waited for. */
+/** Creates tables where they are missing. */
 export const createTables = (session: CassandraSession["Service"], texts: ReadonlyArray<string>, whose: string) =>
-  session.createTables(texts).pipe(
+  awaitTables(session.createTables(texts), whose)
+
+/** Creates the tables of a processor where they are missing, and brings them up to date. */
+export const prepareTables = (
+  session: CassandraSession["Service"],
+  { id, migrations, tables }: Pick<Processor, "id" | "migrations" | "tables">
+) =>
+  Effect.gen(function* () {
+    const whose = `processor "${id}"`
+    yield* createTables(session, tables, whose)
+    if (migrations === undefined) return
+    yield* awaitTables(Effect.provideService(CassandraMigrator.run(migrations, id), CassandraSession, session), whose)
+  })
+
+/** What made a change of tables fail, if that was Cassandra. */
+const storeError = (error: CassandraError | CassandraMigrator.MigrationError): CassandraError | undefined =>
+  error._tag === "CassandraError" ? error : error.cause instanceof CassandraError ? error.cause : undefined
+
+/** A cluster that is away for a while is waited for. */
+const awaitTables = <A>(made: Effect.Effect<A, CassandraError | CassandraMigrator.MigrationError>, whose: string) =>
+  made.pipe(
     Effect.tapError((error) =>
-      error.isRetryable
-        ? Effect.logWarning(`the tables of ${whose} could not be created, trying again: ${error.message}`)
+      storeError(error)?.isRetryable
+        ? Effect.logWarning(`the tables of ${whose} could not be made, trying again: ${error.message}`)
         : Effect.void
     ),
     Effect.retry({
       schedule: Schedule.min([Schedule.exponential("200 millis"), Schedule.spaced("10 seconds")]),
-      while: (error) => error.isRetryable
+      while: (error) => storeError(error)?.isRetryable === true
     }),
     Effect.mapError((error) =>
-      error.reason._tag === "InvalidStatement"
+      error._tag === "MigrationError" || error.reason._tag === "InvalidStatement"
         ? new ReadSideError({
-            reason: new RequestRefused({ message: `the tables of ${whose} cannot be created: ${error.message}` })
+            reason: new RequestRefused({ message: `the tables of ${whose} cannot be made: ${error.message}` })
           })
         : storeFailure(error)
     )
