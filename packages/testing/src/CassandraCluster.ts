@@ -1,16 +1,16 @@
 /**
  * Three Cassandra nodes as local processes, that can be broken and mended one by one: for tests of what happens then.
  */
-import { mkdirSync, rmSync } from "node:fs"
+import { existsSync, mkdirSync, realpathSync, rmSync, writeFileSync } from "node:fs"
 import { createServer } from "node:net"
-import { join } from "node:path"
+import { dirname, join } from "node:path"
 import * as CassandraSession from "@effect-cassandra/session/CassandraSession"
 import { Context, Effect, Layer, Result, Schedule, type Scope } from "effect"
 import { type Connection, versionOf } from "./CassandraServer.ts"
 import type { CassandraServerError } from "./CassandraServerError.ts"
 import * as FaultProxy from "./FaultProxy.ts"
-import { fail, hasMaven, jars, runToEnd, version, withProgress } from "./internal/distribution.ts"
-import { findJava, requireJava } from "./internal/java.ts"
+import { fail, hasMaven, jars, resources, runToEnd, version, withProgress } from "./internal/distribution.ts"
+import { findJava, type Java, requireJava } from "./internal/java.ts"
 import { temporaryFolder } from "./internal/localProcess.ts"
 import { access, classPath, freePort, makeNode } from "./internal/node.ts"
 
@@ -25,6 +25,8 @@ export interface Options {
   readonly jvm?: ReadonlyArray<string> | undefined
   /** Further entries for the cassandra.yaml of each node. */
   readonly settings?: Readonly<Record<string, unknown>> | undefined
+  /** Whether the clocks of the nodes can be set off. Needs the compiler of Java (`javac`) beside it. Default: `false`. */
+  readonly clocks?: boolean | undefined
 }
 
 /** One of the nodes. */
@@ -46,6 +48,12 @@ export interface Node {
    * before, so that each of them has everything, and all three afterwards.
    */
   readonly replace: Effect.Effect<void, CassandraServerError>
+  /**
+   * Sets its clock off from the true time by some milliseconds, before it or behind, within 0.1 s and until it is set again,
+   * also when it is started anew. Its measure of elapsed time stays right, as on a machine whose clock is set. Needs the option
+   * `clocks`.
+   */
+  readonly shift: (millis: number) => Effect.Effect<void, CassandraServerError>
   /** The number of its process, while it runs. */
   readonly pid: Effect.Effect<number | undefined>
 }
@@ -82,6 +90,13 @@ export class CassandraCluster extends Context.Service<
     )
   )
 
+  /** Whether `clocks` is possible, too. */
+  static readonly clocksArePossible: Effect.Effect<boolean> = Effect.suspend(() =>
+    Effect.flatMap(CassandraCluster.isPossible, (isPossible) =>
+      isPossible ? Effect.map(requireJava, (java) => existsSync(javac(java))) : Effect.succeed(false)
+    )
+  ).pipe(Effect.orElseSucceed(() => false))
+
   /**
    * Needs Java 17 or 11 with Maven, and Linux, where all of 127.0.0.0/8 is the loopback. It takes about 40 seconds on two
    * cores. The nodes and their data are gone with the layer.
@@ -104,6 +119,18 @@ const hasAddresses = Effect.callback<boolean>((resume) => {
   server.listen(0, hosts[2], () => server.close(() => resume(Effect.succeed(true))))
 })
 
+const javac = (java: Java) => join(dirname(realpathSync(java.path)), "javac")
+
+/** A folder with the class of a clock that can be set off. */
+const compileClock = Effect.fnUntraced(function* (java: Java, libraries: string, folder: string) {
+  const compiler = javac(java)
+  if (!existsSync(compiler))
+    return yield* fail(`the clocks of nodes cannot be set off without a Java compiler: ${compiler}`)
+  const classes = join(folder, "classes")
+  yield* runToEnd(compiler, ["-cp", classPath(libraries), "-d", classes, join(resources, "SkewedClock.java")])
+  return classes
+})
+
 const make = Effect.fnUntraced(function* (options: Options) {
   const java = yield* requireJava
   const libraries = yield* jars
@@ -114,6 +141,7 @@ const make = Effect.fnUntraced(function* (options: Options) {
   const port = yield* freePort(...hosts)
   const storagePort = yield* freePort(...hosts)
   const connection: Connection = { contactPoints: hosts.map((host) => `${host}:${port}`) }
+  const classes = options.clocks ? yield* compileClock(java, libraries, folder) : undefined
   let formed = false
 
   /** Runs Cassandra's own tool on a node. */
@@ -136,7 +164,9 @@ const make = Effect.fnUntraced(function* (options: Options) {
     const home = join(folder, host)
     const address = `${host}:${port}`
     const jmxPort = yield* freePort("127.0.0.1")
+    const clock = join(folder, `${host}.clock`)
     mkdirSync(home)
+    writeFileSync(clock, "0")
     const { start, ...process } = yield* makeNode(java, {
       folder: home,
       address: host,
@@ -145,6 +175,7 @@ const make = Effect.fnUntraced(function* (options: Options) {
       heap: options.heap ?? "700M",
       jvm: options.jvm ?? [],
       settings: options.settings ?? {},
+      ...(classes === undefined ? {} : { classes: [classes] }),
       ready: versionOf({ contactPoints: [address] })
     })
     const properties = {
@@ -152,13 +183,18 @@ const make = Effect.fnUntraced(function* (options: Options) {
       "cassandra.ring_delay_ms": 4000,
       // How often the first user is tried to be made until all nodes are there; at 0 it would keep a core busy.
       "cassandra.superuser_setup_delay_ms": 5000,
-      "cassandra.jmx.local.port": jmxPort
+      "cassandra.jmx.local.port": jmxPort,
+      ...(classes === undefined ? {} : { "cassandra.clock": "SkewedClock", "skewed_clock.file": clock })
     }
     // Any other node may be away when one comes back; at first they are not there to be asked.
     const seeds = () => (formed ? hosts : [hosts[0]])
     return {
       ...process,
       address,
+      shift: (millis: number) =>
+        classes === undefined
+          ? fail("the clocks of this cluster cannot be set off: make it with `clocks: true`")
+          : Effect.sync(() => writeFileSync(clock, String(Math.round(millis)))),
       repair: (...args: ReadonlyArray<string>) => nodetool(jmxPort, "repair", "--full", ...args),
       start: Effect.suspend(() =>
         start({
@@ -184,7 +220,7 @@ const make = Effect.fnUntraced(function* (options: Options) {
   const all = [one, two, three] as const
 
   const expose = (node: typeof one): Node => {
-    const { address, kill, pause, pid, repair, resume, start, startAnew, stop } = node
+    const { address, kill, pause, pid, repair, resume, shift, start, startAnew, stop } = node
     const survivors = all.filter((other) => other !== node)
     return {
       address,
@@ -192,6 +228,7 @@ const make = Effect.fnUntraced(function* (options: Options) {
       pause,
       pid,
       resume,
+      shift,
       start,
       stop,
       replace: Effect.gen(function* () {

@@ -55,7 +55,8 @@ const processesOf = (text: string) =>
   })
 
 const isPossible = await Effect.runPromise(CassandraCluster.isPossible)
-const cluster = CassandraCluster.layer({ jvm: ["-XX:TieredStopAtLevel=1"] })
+const clocks = await Effect.runPromise(CassandraCluster.clocksArePossible)
+const cluster = CassandraCluster.layer({ jvm: ["-XX:TieredStopAtLevel=1"], clocks })
 
 layer(isPossible ? cluster : (Layer.empty as Layer.Layer<any> as typeof cluster), {
   excludeTestServices: true,
@@ -174,6 +175,38 @@ layer(isPossible ? cluster : (Layer.empty as Layer.Layer<any> as typeof cluster)
       yield* heal
       assert.strictEqual((yield* until(session.execute(everywhere(12)))).length, 1)
     })
+  )
+
+  it.effect.skipIf(!clocks)(
+    "have clocks that are set off one by one, while they run and for their next start",
+    () =>
+      Effect.gen(function* () {
+        const { nodes } = yield* CassandraCluster
+        const skews = Effect.forEach(nodes, ({ address }) =>
+          CassandraSession.make({ contactPoints: [address], keyspace: "system" }).pipe(
+            Effect.flatMap((session) => {
+              const before = Date.now()
+              return session.execute<{ readonly now: Date }>(cql`SELECT toTimestamp(now()) AS now FROM local`).pipe(
+                // As if it had been answered half-way.
+                Effect.map((rows) => rows[0]!.now.getTime() - (before + Date.now()) / 2)
+              )
+            }),
+            Effect.scoped
+          )
+        )
+        const are = (...expected: ReadonlyArray<number>) =>
+          until(Effect.filterOrFail(skews, (found) => found.every((skew, i) => Math.abs(skew - expected[i]!) < 1000)))
+        yield* are(0, 0, 0)
+        yield* nodes[0].shift(5000)
+        yield* nodes[2].shift(-5000)
+        yield* are(5000, 0, -5000)
+        yield* nodes[2].kill
+        yield* nodes[2].start
+        yield* are(5000, 0, -5000)
+        for (const { shift } of nodes) yield* shift(0)
+        yield* are(0, 0, 0)
+      }),
+    180_000
   )
 
   test(

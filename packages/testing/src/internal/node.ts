@@ -37,6 +37,8 @@ export interface NodeOptions {
   readonly heap: string
   /** Further arguments of Java. */
   readonly jvm: ReadonlyArray<string>
+  /** Folders of further classes. */
+  readonly classes?: ReadonlyArray<string>
   /** Entries of the cassandra.yaml beside those that a node needs. */
   readonly settings: Readonly<Record<string, unknown>>
   /** Asks the node whether it answers. */
@@ -121,7 +123,8 @@ const opened = [
   "java.base/java.net"
 ]
 
-export const classPath = (libraries: string) => `${resources}:${libraries}/*`
+export const classPath = (libraries: string, ...classes: ReadonlyArray<string>) =>
+  [resources, `${libraries}/*`, ...classes].join(":")
 
 /** The arguments that give a program of Cassandra's what it needs of Java's own packages. */
 export const access = [
@@ -183,7 +186,7 @@ export const makeNode = Effect.fnUntraced(function* (
       ...access,
       ...properties,
       "-cp",
-      classPath(libraries),
+      classPath(libraries, ...(options.classes ?? [])),
       "org.apache.cassandra.service.CassandraDaemon"
     ]
     // Detached: Ctrl-C in a terminal must not end the server before the program has closed its session.
@@ -240,7 +243,7 @@ export const makeNode = Effect.fnUntraced(function* (
         Effect.mapError((cause) => new CassandraServerError({ message: String(cause) })),
         Effect.timeoutOrElse({
           duration: "5 minutes",
-          orElse: () => fail(`Cassandra did not answer within five minutes: its log is ${log}`)
+          orElse: () => fail(`Cassandra did not answer within five minutes: ${readFileSync(log, "utf8").slice(-1500)}`)
         })
       ),
       Deferred.await(gone)
