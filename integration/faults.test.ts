@@ -3,12 +3,15 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { assert, describe, it } from "@effect/vitest"
 import { CassandraCluster } from "@effect-cassandra/testing/CassandraCluster"
+import * as SkewedClock from "@effect-cassandra/testing/SkewedClock"
 import { Effect } from "effect"
 import { check } from "./faults/checker.ts"
 import { readHistory } from "./faults/history.ts"
 import { type Options, run } from "./faults/run.ts"
 
 const isPossible = await Effect.runPromise(CassandraCluster.isPossible)
+const clocks =
+  (await Effect.runPromise(CassandraCluster.clocksArePossible)) && (await Effect.runPromise(SkewedClock.isPossible))
 
 /** The seed is fixed: what it found once, it finds again as far as real processes allow. */
 const short: Omit<Options, "folder"> = {
@@ -16,9 +19,10 @@ const short: Omit<Options, "folder"> = {
   atLeast: 200,
   seed: "npm test",
   writers: 2,
-  nemesis: ["nodes", "connections", "pauses", "services"],
+  nemesis: ["nodes", "connections", "pauses", "services", ...(clocks ? (["clocks"] as const) : [])],
   accounts: 60,
-  callers: 6
+  callers: 6,
+  rate: 20
 }
 
 describe("a short fault run (`npm run faults` is the long one)", () => {
@@ -33,17 +37,18 @@ describe("a short fault run (`npm run faults` is the long one)", () => {
         const report = yield* run({ ...short, folder })
         assert.deepStrictEqual(report.problems, [])
         // It was a run, and there were faults.
-        const { acknowledged, completed, reads, rejected } = report.looked
-        for (const [what, found] of Object.entries({ acknowledged, completed, reads, rejected })) {
+        const { acknowledged, completed, localReads, reads, rejected } = report.looked
+        for (const [what, found] of Object.entries({ acknowledged, completed, localReads, reads, rejected })) {
           assert.isAbove(found!, 0, what)
         }
         assert.isAtLeast(report.faults.length, 3)
         assert.strictEqual(report.ends.afterOpening, 0)
         // The history in the file is the one that was checked.
         const history = readHistory(join(folder, "history.ndjson"))
-        const { looked } = check({ history, logs: [], index: new Map(), views: new Map(), transfers: new Map() })
+        const nothing = { logs: [], index: new Map(), views: new Map(), transfers: new Map() }
+        const { looked } = check({ history, ...nothing, resources: [], complaints: [], calm: 0 })
         assert.strictEqual(looked.acknowledged, report.looked.acknowledged)
-      }).pipe(Effect.provide(CassandraCluster.layer({ jvm: ["-XX:TieredStopAtLevel=1"] }))),
+      }).pipe(Effect.provide(CassandraCluster.layer({ jvm: ["-XX:TieredStopAtLevel=1"], clocks }))),
     600_000
   )
 })

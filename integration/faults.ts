@@ -2,8 +2,9 @@
 //   --minutes 3       how long things go wrong
 //   --seed text       picks the faults and the operations; default: a new one, which is printed
 //   --writers 3       service processes that write the same accounts; 1 shows what rivals hide
-//   --nemesis a,b     nodes, connections, pauses, services, power, replacement, or none; default: all
-//   --accounts 200    --callers 8 (of each service)    --folder .faults (history, logs, report)
+//   --nemesis a,b     nodes, connections, pauses, services, power, replacement, clocks, or none; default: all
+//   --accounts 200    --callers 8 (of each service)    --rate 15 (operations a second of each service, at most)
+//   --folder .faults  history, logs, report
 import { parseArgs } from "node:util"
 import { NodeRuntime } from "@effect/platform-node"
 import { CassandraCluster } from "@effect-cassandra/testing/CassandraCluster"
@@ -19,11 +20,12 @@ const { values } = parseArgs({
     nemesis: { type: "string", default: kinds.join(",") },
     accounts: { type: "string", default: "200" },
     callers: { type: "string", default: "8" },
+    rate: { type: "string", default: "15" },
     folder: { type: "string", default: ".faults" }
   }
 })
 
-const number = (name: "minutes" | "writers" | "accounts" | "callers") => {
+const number = (name: "minutes" | "writers" | "accounts" | "callers" | "rate") => {
   const value = Number(values[name])
   if (value > 0) return value
   console.error(`--${name} ${values[name]} must be a number above 0`)
@@ -46,6 +48,7 @@ const program = Effect.gen(function* () {
     nemesis: kinds.filter((kind) => nemesis.includes(kind)),
     accounts: number("accounts"),
     callers: number("callers"),
+    rate: number("rate"),
     folder: values.folder
   })
   for (const { from, name, to } of report.faults) {
@@ -61,6 +64,12 @@ const program = Effect.gen(function* () {
   for (const { message, rule } of report.problems) yield* Console.error(`BROKEN: ${rule}. ${message}`)
   yield* Console.log(report.problems.length === 0 ? "Nothing is lost." : `${report.problems.length} problems`)
   process.exitCode = report.problems.length === 0 ? 0 : 1
-}).pipe(Effect.scoped, Effect.provide(CassandraCluster.layer()))
+}).pipe(
+  Effect.scoped,
+  Effect.provide(
+    // The quick compiler only: nodes start with a third of the work, beside all that runs meanwhile.
+    CassandraCluster.layer({ jvm: ["-XX:TieredStopAtLevel=1"], clocks: nemesis.includes("clocks") })
+  )
+)
 
 NodeRuntime.runMain(program)

@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import type { EventEnvelope } from "@effect-cassandra/journal/Journal"
-import { check, type Evidence, type Problem, type View } from "./checker.ts"
+import { type Complaint, check, type Evidence, type Problem, type Resources, type View } from "./checker.ts"
 import type { Entry, Value } from "./history.ts"
 
 /** What a bank without faults leaves behind, told by hand. */
@@ -10,10 +10,16 @@ class World {
   readonly index = new Map<string, ReadonlyArray<EventEnvelope>>()
   readonly views = new Map<string, View>()
   readonly transfers = new Map<string, string | undefined>()
+  readonly resources: Array<{ before: Resources | undefined; after: Resources | undefined }> = [
+    { before: { heapMegabytes: 60, handles: 40 }, after: { heapMegabytes: 70, handles: 45 } }
+  ]
+  readonly complaints: Array<Complaint> = [{ service: 0, at: 10, line: "ERROR: WriteTimeout" }]
+  readonly calm = 20
+  life = 0
 
   line(process: number, type: Entry["type"], f: Entry["f"], key: string, value: Value = {}) {
     const sequence = this.history.length
-    this.history.push({ process, service: 0, type, f, key, value, time: sequence * 1000, sequence })
+    this.history.push({ process, service: 0, life: this.life, type, f, key, value, time: sequence * 1000, sequence })
   }
 
   eventsOf(key: string) {
@@ -75,9 +81,9 @@ class World {
     this.transfers.set(transfer, status)
   }
 
-  read(process: number, key: string, balance = this.balance(key)) {
-    this.line(process, "invoke", "read", key)
-    this.line(process, "ok", "read", key, { balance })
+  read(process: number, key: string, balance = this.balance(key), f: "read" | "local" = "read") {
+    this.line(process, "invoke", f, key)
+    this.line(process, "ok", f, key, { balance })
   }
 }
 
@@ -106,6 +112,12 @@ const world = () => {
   w.line(4, "fail", "deposit", "b", { cents: 9, error: "BankUnavailable" })
   w.read(4, "b")
   w.read(4, "a")
+  // What the process has seen so far; another one may know less.
+  w.read(4, "a", 70, "local")
+  w.life = 1
+  w.read(4, "a", 100, "local")
+  w.read(4, "a", 70, "local")
+  w.life = 0
   // A caller that never heard anything.
   w.line(5, "invoke", "deposit", "a", { cents: 11 })
   return w
@@ -281,7 +293,69 @@ const planted: ReadonlyArray<readonly [string, Problem["rule"], (w: World) => vo
       w.line(9, "invoke", "deposit", "a", { cents: 1000 })
       w.line(9, "ok", "deposit", "a", { cents: 1000, balance: 1070 })
     }
-  ]
+  ],
+  [
+    "a local read that is older than an earlier one of its process",
+    "local reads never go back",
+    (w) => {
+      w.life = 1
+      w.read(9, "a", 100, "local")
+    }
+  ],
+  [
+    "a local read that is older than what its process has just stored",
+    "local reads never go back",
+    (w) => {
+      w.life = 2
+      w.deposit(9, 0, "a", 1)
+      w.read(9, "a", 70, "local")
+    }
+  ],
+  [
+    "a local read of what was written afterwards only",
+    "local reads never go back",
+    (w) => {
+      w.life = 2
+      w.read(9, "a", 71, "local")
+      w.deposit(9, 0, "a", 1)
+    }
+  ],
+  [
+    "memory that has grown",
+    "memory and handles are back",
+    (w) => w.resources.push({ before: w.resources[0]!.before, after: { heapMegabytes: 111, handles: 40 } })
+  ],
+  [
+    "handles that are still open",
+    "memory and handles are back",
+    (w) => w.resources.push({ before: w.resources[0]!.before, after: { heapMegabytes: 60, handles: 61 } })
+  ],
+  [
+    "a service that is not there",
+    "memory and handles are back",
+    (w) => w.resources.push({ before: w.resources[0]!.before, after: undefined })
+  ],
+  [
+    "an error of a service with nothing broken",
+    "services fail only as they may",
+    (w) => w.complaints.push({ service: 0, at: 21, line: "ERROR: WriteTimeout" })
+  ],
+  ...[
+    "[UnhandledPromiseRejection: This error originated",
+    "Uncaught exception",
+    "TypeError: Cannot read properties of undefined",
+    "RangeError: Maximum call stack size exceeded",
+    "FATAL ERROR: Reached heap limit",
+    "MaxListenersExceededWarning: Possible EventEmitter memory leak detected",
+    "Account shard 0: DataLost: the log ends at 54"
+  ].map(
+    (line) =>
+      [
+        `a service that says ${line}`,
+        "services fail only as they may",
+        (w: World) => w.complaints.push({ service: 0, at: 1, line })
+      ] as const
+  )
 ]
 
 const plantedTransfers: typeof planted = [
@@ -332,7 +406,8 @@ describe("the checker", () => {
     const { looked, problems } = check(world())
     assert.deepStrictEqual(problems, [])
     assert.deepInclude(looked, {
-      operations: 12,
+      operations: 15,
+      localReads: 3,
       acknowledged: 3,
       rejected: 1,
       failed: 1,

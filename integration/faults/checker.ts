@@ -19,6 +19,26 @@ export interface Evidence {
   readonly views: ReadonlyMap<string, View>
   /** What each transfer says of itself: `undefined` if it says that it was never started. */
   readonly transfers: ReadonlyMap<string, string | undefined>
+  /** What each service held before the first fault and at the end. */
+  readonly resources: ReadonlyArray<{ readonly before: Resources | undefined; readonly after: Resources | undefined }>
+  /** What the services have written of errors. */
+  readonly complaints: ReadonlyArray<Complaint>
+  /** When everything had been mended, and all services had answered again. */
+  readonly calm: number
+}
+
+/** What a service process holds, after its garbage was collected. */
+export interface Resources {
+  readonly heapMegabytes: number
+  /** Files and sockets. */
+  readonly handles: number
+}
+
+/** A line of a service's log, and when it was written, in milliseconds of `performance.now`. */
+export interface Complaint {
+  readonly service: number
+  readonly at: number
+  readonly line: string
 }
 
 export interface View {
@@ -45,6 +65,9 @@ export interface Problem {
     | "views equal the log"
     | "transfers are whole"
     | "the money is all there"
+    | "local reads never go back"
+    | "memory and handles are back"
+    | "services fail only as they may"
   readonly message: string
 }
 
@@ -58,6 +81,8 @@ export interface Verdict {
 interface Operation {
   readonly f: Entry["f"]
   readonly key: string
+  /** The process that was asked. */
+  readonly asked: string
   readonly type: "ok" | "fail" | "info"
   readonly value: Value
   readonly invoked: number
@@ -69,7 +94,8 @@ const operationsOf = (history: ReadonlyArray<Entry>): ReadonlyArray<Operation> =
   const begun = new Map<number, Entry>()
   const operations: Array<Operation> = []
   for (const entry of history) {
-    const { f, key, process, sequence, type, value } = entry
+    const { f, key, life, process, sequence, service, type, value } = entry
+    const asked = `service ${service}, start ${life}`
     const start = begun.get(process)
     if (type === "invoke") {
       if (start !== undefined) throw new Error(`process ${process} begins at line ${sequence} before it has ended`)
@@ -81,10 +107,11 @@ const operationsOf = (history: ReadonlyArray<Entry>): ReadonlyArray<Operation> =
     }
     begun.delete(process)
     const completed = type === "info" ? Number.POSITIVE_INFINITY : sequence
-    operations.push({ f, key, type, value: { ...start.value, ...value }, invoked: start.sequence, completed })
+    operations.push({ f, key, asked, type, value: { ...start.value, ...value }, invoked: start.sequence, completed })
   }
-  for (const { f, key, sequence, value } of begun.values()) {
-    operations.push({ f, key, type: "info", value, invoked: sequence, completed: Number.POSITIVE_INFINITY })
+  for (const { f, key, life, sequence, service, value } of begun.values()) {
+    const asked = `service ${service}, start ${life}`
+    operations.push({ f, key, asked, type: "info", value, invoked: sequence, completed: Number.POSITIVE_INFINITY })
   }
   return operations.toSorted((one, other) => one.invoked - other.invoked)
 }
@@ -103,7 +130,14 @@ interface Payload {
   readonly transfer?: string
 }
 
-export const check = ({ history, index, logs, transfers, views }: Evidence): Verdict => {
+/** What no fault from outside explains: errors of the program itself, and a log that is said to be broken. */
+export const isInside = (line: string): boolean =>
+  /unhandled|uncaught|\b(Type|Reference|Range|Syntax|Assertion)Error\b|\bdefect\b|\bDie\b|FATAL|out of memory|ListenersExceeded|DataLost|CorruptBlock|Undecodable/i.test(
+    line
+  )
+
+export const check = (evidence: Evidence): Verdict => {
+  const { history, index, logs, transfers, views } = evidence
   const problems: Array<Problem> = []
   const report = (rule: Problem["rule"], message: string) => void problems.push({ rule, message })
   const count = {
@@ -114,6 +148,7 @@ export const check = ({ history, index, logs, transfers, views }: Evidence): Ver
     unknown: 0,
     unknownStored: 0,
     reads: 0,
+    localReads: 0,
     transfers: 0,
     completed: 0
   }
@@ -197,7 +232,7 @@ export const check = ({ history, index, logs, transfers, views }: Evidence): Ver
       count.operations++
       if (!isWrite(operation)) {
         placed.push({ operation, position: undefined })
-        if (type === "ok") count.reads++
+        if (type === "ok") count[operation.f === "local" ? "localReads" : "reads"]++
         continue
       }
       const name = `${eventOf[operation.f]} ${value.cents}`
@@ -237,10 +272,30 @@ export const check = ({ history, index, logs, transfers, views }: Evidence): Ver
     const ceilings = suffixMinimum(begins)
     const done = new Floors(ends)
     const placeReads = new Floors([])
+    /** What each process has seen: the places of its answers. */
+    const seen = new Map<string, Floors>()
     for (const { operation, position } of placed) {
-      const { completed, f, invoked, type, value } = operation
+      const { asked, completed, f, invoked, type, value } = operation
+      const own = seen.get(asked) ?? new Floors([])
+      seen.set(asked, own)
+      if (f === "local") {
+        if (type !== "ok") continue
+        const floor = own.before(invoked)
+        const ceiling = Math.min(ceilings(completed) - 1, events.length)
+        let place = floor
+        while (place <= ceiling && balances[place] !== value.balance) place++
+        if (place <= ceiling) own.add(completed, place)
+        else {
+          report(
+            "local reads never go back",
+            `${account}: ${asked} said ${value.balance} at line ${completed}, which was at no time between places ${floor}, seen by it before, and ${ceiling}`
+          )
+        }
+        continue
+      }
       const floor = Math.max(done.before(invoked), placeReads.before(invoked))
       if (position !== undefined) {
+        if (type === "ok") own.add(completed, position)
         if (position <= floor) {
           report(
             "the order agrees with real time",
@@ -262,6 +317,7 @@ export const check = ({ history, index, logs, transfers, views }: Evidence): Ver
         )
       } else {
         placeReads.add(completed, place)
+        own.add(completed, place)
         if (isRejection && value.cents! <= value.balance!) {
           report(
             "rejections are linearizable",
@@ -337,6 +393,23 @@ export const check = ({ history, index, logs, transfers, views }: Evidence): Ver
       "the money is all there",
       `${money} in the accounts, ${shown} in the views, between ${least} and ${most} by the answers`
     )
+  }
+
+  // Services: what they hold, and what they say.
+  for (const [service, { after, before }] of evidence.resources.entries()) {
+    if (before === undefined || after === undefined) {
+      report("memory and handles are back", `service ${service} did not say what it holds`)
+      continue
+    }
+    const story = `service ${service} had ${JSON.stringify(before)}, and has ${JSON.stringify(after)}`
+    const isBack = after.heapMegabytes <= before.heapMegabytes * 1.5 + 20 && after.handles <= before.handles + 20
+    if (!isBack) report("memory and handles are back", story)
+  }
+  for (const { at, line, service } of evidence.complaints) {
+    const isLate = at > evidence.calm
+    if (isLate || isInside(line)) {
+      report("services fail only as they may", `service ${service}${isLate ? ", with nothing broken" : ""}: ${line}`)
+    }
   }
 
   return {

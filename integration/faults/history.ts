@@ -11,7 +11,8 @@ export interface Entry {
   /** A caller, who does one thing after the other. After an unknown outcome it goes on under another number. */
   readonly process: number
   readonly type: Type
-  readonly f: "deposit" | "withdraw" | "read" | "transfer"
+  /** `"local"`: a read of what the service has in memory. */
+  readonly f: "deposit" | "withdraw" | "read" | "local" | "transfer"
   /** The account; of a transfer, the one that the money leaves. */
   readonly key: string
   readonly value: Value
@@ -19,8 +20,10 @@ export interface Entry {
   readonly time: number
   /** The number of the line. */
   readonly sequence: number
-  /** The service process that was asked. */
+  /** The service that was asked. */
   readonly service: number
+  /** How often the service had been started before: another number, another process and memory. */
+  readonly life: number
 }
 
 /** Amount, and what was answered. Amounts of an account's deposits occur once, those of its withdrawals too. */
@@ -56,7 +59,7 @@ export class History {
 
   /** Commands that were acknowledged. */
   acknowledged(): number {
-    return this.entries.filter(({ f, type }) => type === "ok" && f !== "read").length
+    return this.entries.filter(({ f, type }) => type === "ok" && f !== "read" && f !== "local").length
   }
 
   flush() {

@@ -5,7 +5,7 @@ import type { CassandraCluster } from "@effect-cassandra/testing/CassandraCluste
 import { Effect, Random } from "effect"
 import type { Service } from "./service.ts"
 
-export const kinds = ["nodes", "connections", "pauses", "services", "power", "replacement"] as const
+export const kinds = ["nodes", "connections", "pauses", "services", "power", "replacement", "clocks"] as const
 export type Kind = (typeof kinds)[number]
 
 /** A fault under way is known by what it is done to, so that nothing is broken twice at a time. */
@@ -30,8 +30,14 @@ const faults = (allowed: ReadonlyArray<Kind>, { heal, nodes }: Cluster, services
   const add = (kind: Kind, name: string, target: string, begin: Fault["begin"], end: Fault["end"] = Effect.void) => {
     if (allowed.includes(kind)) all.push({ name, target, begin, end })
   }
-  for (const [i, { kill, pause, replace, resume, start, stop }] of nodes.entries()) {
+  const clock = (of: string, shift: (millis: number) => Effect.Effect<void, unknown>) => {
+    for (const millis of [-5000, -700, 700, 5000]) {
+      add("clocks", `clock of ${of} off by ${millis} ms`, `clock of ${of}`, shift(millis), shift(0))
+    }
+  }
+  for (const [i, { kill, pause, replace, resume, shift, start, stop }] of nodes.entries()) {
     const target = `node ${i}`
+    clock(target, shift)
     add("nodes", `${target} killed`, target, kill, start)
     add("nodes", `${target} stopped`, target, stop, start)
     add("pauses", `${target} paused`, target, pause, resume)
@@ -40,8 +46,9 @@ const faults = (allowed: ReadonlyArray<Kind>, { heal, nodes }: Cluster, services
   const together = <A>(effects: ReadonlyArray<Effect.Effect<A, unknown>>) =>
     Effect.all(effects, { concurrency: "unbounded", discard: true })
   add("power", "all nodes killed", "all nodes", together(nodes.map(({ kill }) => kill)), heal)
-  for (const { index, kill, network, pause, resume } of services) {
+  for (const { index, kill, network, pause, resume, shift } of services) {
     const target = `service ${index}`
+    clock(target, shift)
     add("services", `${target} killed`, target, kill)
     add("pauses", `${target} paused`, target, pause, resume)
     const { proxies } = network

@@ -7,11 +7,12 @@ import { type EventEnvelope, Journal } from "@effect-cassandra/journal/Journal"
 import * as CassandraSession from "@effect-cassandra/session/CassandraSession"
 import { cql } from "@effect-cassandra/session/Statement"
 import { CassandraCluster } from "@effect-cassandra/testing/CassandraCluster"
+import * as SkewedClock from "@effect-cassandra/testing/SkewedClock"
 import { Console, Effect, Fiber, Layer, Random, Stream } from "effect"
-import { check, type Verdict, type View } from "./checker.ts"
+import { check, type Resources, type Verdict, type View } from "./checker.ts"
 import { type Entry, History, type Type, type Value } from "./history.ts"
 import { type Done, type Kind, runNemesis } from "./nemesis.ts"
-import { ask, type Resources, runBank, type Service } from "./service.ts"
+import { ask, runBank, type Service } from "./service.ts"
 
 export interface Options {
   /** How long things go wrong. */
@@ -25,6 +26,8 @@ export interface Options {
   readonly accounts: number
   /** Callers of each service, each of which does one thing after the other. */
   readonly callers: number
+  /** Operations a second that the callers of a service begin together at most. */
+  readonly rate: number
   /** For the history and the logs of the services. */
   readonly folder: string
 }
@@ -65,6 +68,8 @@ const requestOf = (
   switch (f) {
     case "read":
       return ["GET", `/accounts/${key}`]
+    case "local":
+      return ["GET", `/accounts/${key}?local=true`]
     case "deposit":
       return ["POST", `/accounts/${key}/deposits`, { cents }]
     case "withdraw":
@@ -85,7 +90,9 @@ const operate = Effect.fnUntraced(function* (
 ) {
   const url = service.url()
   if (url === undefined) return undefined
-  const write = (type: Type, value: Value) => history.add({ process, service: service.index, type, f, key, value })
+  const life = service.life()
+  const write = (type: Type, value: Value) =>
+    history.add({ process, service: service.index, life, type, f, key, value })
   write("invoke", asked)
   const { body, status } = yield* ask(url, ...requestOf(f, key, asked))
   const type: Type =
@@ -110,10 +117,14 @@ const caller = Effect.fnUntraced(function* (
   history: History,
   service: Service,
   accounts: ReadonlyArray<string>,
+  interval: number,
   isOver: () => boolean
 ) {
   let process = history.newProcess()
+  let next = performance.now() + interval * (yield* Random.next)
   while (!isOver()) {
+    yield* Effect.sleep(Math.max(0, next - performance.now()))
+    next = Math.max(next, performance.now() - interval) + interval
     const key = yield* Random.choice(accounts)
     const chance = yield* Random.next
     const type =
@@ -121,13 +132,15 @@ const caller = Effect.fnUntraced(function* (
         ? yield* operate(history, process, service, "deposit", key, { cents: yield* amount(100) })
         : chance < 0.65
           ? yield* operate(history, process, service, "withdraw", key, { cents: yield* amount(150) })
-          : chance < 0.9
+          : chance < 0.8
             ? yield* operate(history, process, service, "read", key)
-            : yield* operate(history, process, service, "transfer", key, {
-                cents: yield* amount(100),
-                transfer: crypto.randomUUID(),
-                to: yield* Random.choice(accounts.filter((other) => other !== key))
-              })
+            : chance < 0.9
+              ? yield* operate(history, process, service, "local", key)
+              : yield* operate(history, process, service, "transfer", key, {
+                  cents: yield* amount(100),
+                  transfer: crypto.randomUUID(),
+                  to: yield* Random.choice(accounts.filter((other) => other !== key))
+                })
     if (type === "info") process = history.newProcess()
     if (type !== "ok") yield* Effect.sleep("100 millis")
   }
@@ -231,7 +244,8 @@ export const run = Effect.fnUntraced(function* (options: Options) {
   const services: Array<Service> = []
   for (let i = 0; i < options.writers; i++) {
     const network = yield* cluster.network
-    const bank = yield* runBank(network.connection, keyspace, join(options.folder, `service-${i}.log`))
+    const clock = options.nemesis.includes("clocks") ? yield* SkewedClock.make : undefined
+    const bank = yield* runBank(network.connection, keyspace, join(options.folder, `service-${i}.log`), clock)
     services.push({ ...bank, index: i, network })
   }
   yield* Effect.forEach(services, (service) => within(2, "a bank has not opened", Effect.sync(service.url)), {
@@ -260,7 +274,9 @@ export const run = Effect.fnUntraced(function* (options: Options) {
     services.flatMap((service) => Array.from({ length: options.callers }, () => service)),
     (service, i) =>
       Effect.forkChild(
-        caller(history, service, accounts, () => over).pipe(Random.withSeed(`${options.seed} caller ${i}`))
+        caller(history, service, accounts, (options.callers * 1000) / options.rate, () => over).pipe(
+          Random.withSeed(`${options.seed} caller ${i}`)
+        )
       )
   )
   const begin = performance.now()
@@ -280,26 +296,36 @@ export const run = Effect.fnUntraced(function* (options: Options) {
   over = true
   for (const fiber of callers) yield* Fiber.join(fiber)
   yield* readEverything(history, services, accounts)
-  const answered = performance.now() - mended
+  const calm = performance.now()
+  const answered = calm - mended
 
   const transfers = yield* readTransfers(services[0]!, history.entries)
   const settled = performance.now() - mended
 
   const stored = yield* readJournal(accounts).pipe(Effect.provide(Journal.layer().pipe(Layer.provide(session))))
-  const looked = { history: history.entries, transfers, ...stored }
+  const after = yield* Effect.forEach(services, ({ resources }) => resources)
+  const looked = {
+    history: history.entries,
+    transfers,
+    ...stored,
+    resources: services.map((_, i) => ({ before: before[i], after: after[i] })),
+    calm
+  }
   const verdict = yield* within(
     2,
     "the views cannot be read",
     Effect.gen(function* () {
       const views = yield* readViews(services[0]!.url() ?? "", accounts)
       if (views === undefined) return undefined
-      const found = check({ ...looked, views })
+      const complaints = services.flatMap((service) =>
+        service.complaints.map((complaint) => ({ service: service.index, ...complaint }))
+      )
+      const found = check({ ...looked, complaints, views })
       const isBehind = found.problems.some(({ rule }) => rule === "views equal the log")
       return isBehind && performance.now() < mended + 90_000 ? undefined : found
     })
   )
   const caughtUp = performance.now() - mended
-  const after = yield* Effect.forEach(services, ({ resources }) => resources)
   history.flush()
   const report: Report = {
     ...verdict,
@@ -307,7 +333,7 @@ export const run = Effect.fnUntraced(function* (options: Options) {
     answered: Math.round(answered),
     settled: Math.round(settled),
     caughtUp: Math.round(caughtUp),
-    resources: services.map((_, i) => ({ before: before[i], after: after[i] })),
+    resources: looked.resources,
     ends: {
       beforeOpening: services.reduce((total, { ends }) => total + ends.beforeOpening, 0),
       afterOpening: services.reduce((total, { ends }) => total + ends.afterOpening, 0)

@@ -7,23 +7,26 @@ import { createInterface } from "node:readline"
 import { fileURLToPath } from "node:url"
 import type { Network } from "@effect-cassandra/testing/CassandraCluster"
 import type { Connection } from "@effect-cassandra/testing/CassandraServer"
+import type { SkewedClock } from "@effect-cassandra/testing/SkewedClock"
 import { Effect } from "effect"
+import { type Complaint, isInside, type Resources } from "./checker.ts"
 
 const root = fileURLToPath(new URL("../..", import.meta.url))
-
-/** What a process holds. */
-export interface Resources {
-  readonly megabytes: number
-  readonly handles: number
-}
+const probe = fileURLToPath(new URL("./probe.ts", import.meta.url))
 
 interface Bank {
   /** Where it answers; `undefined` while it does not run. */
   readonly url: () => string | undefined
+  /** How often it was started before. */
+  readonly life: () => number
   readonly kill: Effect.Effect<void>
   readonly pause: Effect.Effect<void>
   readonly resume: Effect.Effect<void>
-  readonly resources: Effect.Effect<Resources | undefined>
+  /** Sets its clock off by milliseconds, if it has one of its own. */
+  readonly shift: (millis: number) => Effect.Effect<void>
+  readonly resources: Effect.Effect<(Resources & { readonly megabytes: number }) | undefined>
+  /** What it has said of errors. */
+  readonly complaints: ReadonlyArray<Omit<Complaint, "service">>
   /** How often it ended by itself before it had opened, as it does when Cassandra is away for long, and after. */
   readonly ends: { beforeOpening: number; afterOpening: number }
 }
@@ -35,9 +38,17 @@ export interface Service extends Bank {
 }
 
 /** Runs a bank until the scope is closed; its output goes to a file. */
-export const runBank = Effect.fnUntraced(function* (connection: Connection, keyspace: string, log: string) {
+export const runBank = Effect.fnUntraced(function* (
+  connection: Connection,
+  keyspace: string,
+  log: string,
+  clock?: SkewedClock
+) {
   const output = createWriteStream(log)
   const ends = { beforeOpening: 0, afterOpening: 0 }
+  const complaints: Array<Omit<Complaint, "service">> = []
+  let starts = 0
+  let onResources = (_: Resources | undefined) => {}
   let child: ChildProcess | undefined
   let url: string | undefined
   let closing = false
@@ -49,10 +60,18 @@ export const runBank = Effect.fnUntraced(function* (connection: Connection, keys
 
   const start = () => {
     killed = false
-    const started = spawn(process.execPath, ["--conditions=@effect-cassandra/source", "examples/bank/src/main.ts"], {
+    starts++
+    const args = [
+      "--conditions=@effect-cassandra/source",
+      "--expose-gc",
+      `--import=${probe}`,
+      "examples/bank/src/main.ts"
+    ]
+    const started = spawn(process.execPath, args, {
       cwd: root,
       env: {
         ...process.env,
+        ...clock?.environment,
         CASSANDRA_CONTACT_POINTS: contactPoints!.join(","),
         CASSANDRA_LOCAL_DC: localDataCenter,
         ...(translated === "" ? {} : { CASSANDRA_ADDRESSES: translated }),
@@ -62,9 +81,15 @@ export const runBank = Effect.fnUntraced(function* (connection: Connection, keys
       stdio: ["ignore", "pipe", "pipe"]
     })
     child = started
-    started.stderr.pipe(output, { end: false })
-    createInterface(started.stdout).on("line", (line) => {
+    const write = (line: string) => {
       output.write(`${line}\n`)
+      if (/\bERROR\b/.test(line) || isInside(line)) complaints.push({ at: performance.now(), line })
+    }
+    createInterface(started.stderr).on("line", write)
+    createInterface(started.stdout).on("line", (line) => {
+      const held = /^resources (.*)/.exec(line)?.[1]
+      if (held !== undefined) return onResources(JSON.parse(held))
+      write(line)
       url ??= /The bank is open at (http:\S+)\. /.exec(line)?.[1]
     })
     started.on("exit", (code, signal) => {
@@ -75,6 +100,8 @@ export const runBank = Effect.fnUntraced(function* (connection: Connection, keys
       }
       url = undefined
       child = undefined
+      clock?.forget(started.pid!)
+      onResources(undefined)
       if (!closing) setTimeout(() => closing || start(), 300)
     })
   }
@@ -97,18 +124,31 @@ export const runBank = Effect.fnUntraced(function* (connection: Connection, keys
   )
   const bank: Bank = {
     url: () => url,
+    life: () => starts - 1,
     ends,
+    complaints,
+    shift: (millis) => clock?.shift(millis) ?? Effect.void,
     kill: Effect.sync(() => {
       killed = true
       child?.kill("SIGKILL")
     }),
     pause: signal("SIGSTOP"),
     resume: signal("SIGCONT"),
-    resources: Effect.sync(() => {
+    resources: Effect.promise(async () => {
       const pid = child?.pid
       if (pid === undefined) return undefined
+      const asked = new Promise<Resources | undefined>((resolve) => {
+        onResources = resolve
+      })
+      child?.kill("SIGUSR2")
+      const held = await asked
+      if (held === undefined) return undefined
       const kilobytes = /^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1]
-      return { megabytes: Math.round(Number(kilobytes) / 1024), handles: readdirSync(`/proc/${pid}/fd`).length }
+      return {
+        ...held,
+        megabytes: Math.round(Number(kilobytes) / 1024),
+        handles: readdirSync(`/proc/${pid}/fd`).length
+      }
     })
   }
   return bank

@@ -71,6 +71,7 @@ export const Account = PersistentEntity.make("Account", {
     Rpc.make("Withdraw", { payload: { cents: Cents }, success: Schema.Int, error: Schema.Union([NotOpen, Overdraft]) }),
     Rpc.make("Close", { error: Schema.Union([NotOpen, BalanceNotZero, TransfersPending]) }),
     ReadOnly.fresh(Rpc.make("Balance", { success: Schema.Int, error: NotOpen })),
+    ReadOnly.local(Rpc.make("BalanceHere", { success: Schema.Int, error: NotOpen })),
     // What a transfer asks for.
     Rpc.make("Send", { payload: Transferred, success: Schema.Int, error: Schema.Union([NotOpen, Overdraft]) }),
     Rpc.make("Receive", { payload: Transferred, success: Schema.Int, error: NotOpen }),
@@ -145,6 +146,7 @@ export const behavior = Account.behavior({
     },
 
     Balance: (account) => (account.status === "open" ? Decision.reply(account.balance) : notOpen(account)),
+    BalanceHere: (account) => (account.status === "open" ? Decision.reply(account.balance) : notOpen(account)),
 
     Send: (account, { cents, transfer }) => {
       if (account.status !== "open") return notOpen(account)

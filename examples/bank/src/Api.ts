@@ -61,9 +61,19 @@ const Accounts = HttpApiGroup.make("accounts")
       params,
       error: [...always, BalanceNotZero, TransfersPending]
     }),
-    HttpApiEndpoint.get("balance", "/accounts/:account", { params, success: Balance, error: always })
+    HttpApiEndpoint.get("balance", "/accounts/:account", {
+      params,
+      query: { local: Schema.optional(Schema.Literal("true")) },
+      success: Balance,
+      error: always
+    })
   )
-  .annotateMerge(OpenApi.annotations({ description: "Commands and questions to one account: always up to date" }))
+  .annotateMerge(
+    OpenApi.annotations({
+      description:
+        "Commands and questions to one account: always up to date, but for a balance with `local=true`, which is what this process has in memory"
+    })
+  )
 
 const Transfers = HttpApiGroup.make("transfers")
   .add(

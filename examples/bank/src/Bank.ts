@@ -52,9 +52,9 @@ const AccountsLive = HttpApiBuilder.group(
             Effect.catchTag("EntityError", unavailable)
           ),
       close: ({ params }) => accounts(params.account).Close().pipe(Effect.catchTag("EntityError", unavailable)),
-      balance: ({ params }) =>
+      balance: ({ params, query }) =>
         accounts(params.account)
-          .Balance()
+          [query.local === "true" ? "BalanceHere" : "Balance"]()
           .pipe(
             Effect.map((balance) => ({ account: params.account, balance })),
             Effect.catchTag("EntityError", unavailable)
