@@ -2,46 +2,51 @@
  * What the processes that run processors know of each other, and what operators asked of them: one partition, read and
  * written once a beat. A member's row names the shards that it works on and expires with its lease.
  */
-import type { CassandraError } from "@effect-cassandra/session/CassandraError"
+import { describeIssue } from "@effect-cassandra/journal/EventCodec"
+import { CassandraError, RowMismatch } from "@effect-cassandra/session/CassandraError"
 import type { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { make } from "@effect-cassandra/session/Statement"
-import { Effect } from "effect"
-import { type Control, initial } from "./control.ts"
+import { Effect, Result, Schema, SchemaParser } from "effect"
+import { type Control, initial, Stored } from "./control.ts"
 
 export const clusterTable = `CREATE TABLE IF NOT EXISTS read_side_cluster (
   part text, kind text, name text, value text, PRIMARY KEY (part, kind, name))`
 
 /** What a process says of a shard that it works on. */
-export interface Work {
-  readonly offset: number
-  readonly head: number
+const Work = Schema.Struct({
+  offset: Schema.Finite,
+  head: Schema.Finite,
   /** Events a second, of late. */
-  readonly rate: number
+  rate: Schema.Finite,
   /** Why it stands still. */
-  readonly error?: string | undefined
-  readonly reason?: string | undefined
-  readonly attempts?: number | undefined
-}
+  error: Schema.optional(Schema.String),
+  reason: Schema.optional(Schema.String),
+  attempts: Schema.optional(Schema.Finite)
+})
+export type Work = typeof Work.Type
 
 /** A process that runs processors. */
-export interface Member {
-  readonly id: string
+const Member = Schema.Struct({
+  id: Schema.String,
   /** Host and process id, for people. */
-  readonly label: string
+  label: Schema.String,
   /** By processor, the revision of the control document that it acts by; absent for those that it has nothing to do with. */
-  readonly seen: Readonly<Record<string, number>>
+  seen: Schema.Record(Schema.String, Schema.Int),
   /** By processor, of those that it can run, then by entity type and shard. */
-  readonly owns: Readonly<Record<string, Readonly<Record<string, Work>>>>
-}
+  owns: Schema.Record(Schema.String, Schema.Record(Schema.String, Work))
+})
+export type Member = typeof Member.Type
 
 /** What is known of a processor, also where it does not run. */
-export interface Registration {
-  readonly name: string
-  readonly version: number
-  readonly entityTypes: ReadonlyArray<string>
-  readonly tables: ReadonlyArray<string>
-  readonly truncates: boolean
-}
+const Registration = Schema.Struct({
+  name: Schema.String,
+  version: Schema.Int,
+  entityTypes: Schema.Array(Schema.String),
+  tables: Schema.Array(Schema.String),
+  /** Not known of one that an older process has registered. */
+  truncates: Schema.optional(Schema.Boolean)
+})
+export type Registration = typeof Registration.Type
 
 /** All that the partition holds. */
 export interface View {
@@ -50,24 +55,44 @@ export interface View {
   readonly registrations: ReadonlyMap<string, Registration>
 }
 
+const unreadable = (kind: string, part: string, name: string, why: string) => {
+  const message = `the ${kind} "${name}" in read_side_cluster is not readable: mend its row (part = '${part}'), or delete it. ${why}`
+  return new CassandraError({ reason: new RowMismatch({ message, cause: undefined }) })
+}
+
+/** What a row of some kind says, with whatever a newer process has added to it. */
+const decoder = <A>(kind: string, schema: Schema.Codec<A>) => {
+  const check = SchemaParser.decodeUnknownResult(Schema.fromJsonString(schema))
+  return (part: string, name: string, value: string): Effect.Effect<A, CassandraError> => {
+    const checked = check(value)
+    return Result.isSuccess(checked)
+      ? Effect.succeed(JSON.parse(value))
+      : Effect.fail(unreadable(kind, part, name, describeIssue(checked.failure)))
+  }
+}
+const decodeMember = decoder("member", Member)
+const decodeRegistration = decoder("processor", Registration)
+const decodeStored = decoder("control", Stored)
+const decodeControl = (part: string, name: string, value: string): Effect.Effect<Control, CassandraError> =>
+  Effect.map(decodeStored(part, name, value), (stored) => ({ ...initial, ...stored }))
+
 /** The cluster as the session's keyspace holds it; processes with another `part` do not know of each other. */
 export const makeCluster = (session: CassandraSession["Service"], part = "read side") => {
-  const read: Effect.Effect<View, CassandraError> = Effect.map(
-    session.execute<{ kind: string; name: string; value: string | null }>(
+  const read: Effect.Effect<View, CassandraError> = Effect.gen(function* () {
+    const rows = yield* session.execute<{ kind: string; name: string; value: string | null }>(
       make("SELECT kind, name, value FROM read_side_cluster WHERE part = ?", [part])
-    ),
-    (rows) => {
-      const of = <A>(kind: string) =>
-        rows.flatMap((row) =>
-          row.kind === kind && row.value !== null ? [[row.name, JSON.parse(row.value) as A] as const] : []
-        )
-      return {
-        members: of<Member>("member").map(([, member]) => member),
-        controls: new Map(of<Partial<Control>>("control").map(([name, control]) => [name, { ...initial, ...control }])),
-        registrations: new Map(of<Registration>("processor"))
-      }
+    )
+    const members: Array<Member> = []
+    const controls = new Map<string, Control>()
+    const registrations = new Map<string, Registration>()
+    for (const { kind, name, value } of rows) {
+      if (value === null) continue
+      if (kind === "member") members.push(yield* decodeMember(part, name, value))
+      if (kind === "control") controls.set(name, yield* decodeControl(part, name, value))
+      if (kind === "processor") registrations.set(name, yield* decodeRegistration(part, name, value))
     }
-  )
+    return { members, controls, registrations }
+  })
 
   const put = (kind: string, name: string, value: unknown) =>
     make("INSERT INTO read_side_cluster (part, kind, name, value) VALUES (?, ?, ?, ?)", [
@@ -121,13 +146,16 @@ export const makeCluster = (session: CassandraSession["Service"], part = "read s
   ): Effect.fn.Return<Control, CassandraError> {
     for (;;) {
       const stored = yield* readControl(id)
-      const before: Control =
-        stored === undefined ? initial : { ...initial, ...(JSON.parse(stored) as Partial<Control>) }
+      const before = stored === undefined ? initial : yield* decodeControl(part, id, stored)
       const changed = change(before)
       if (changed === undefined) return before
       // The id tells this change from another one that says the same.
       const after = { ...changed, revision: before.revision + 1, change: crypto.randomUUID() }
-      const value = JSON.stringify(after)
+      const value = yield* Effect.try({
+        try: () => JSON.stringify(after),
+        // What others have added to it may be too deep.
+        catch: (cause) => unreadable("control", part, id, String(cause))
+      })
       const outcome = yield* session
         .applied<{ value: string | null }>(
           stored === undefined

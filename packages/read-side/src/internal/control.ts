@@ -2,45 +2,54 @@
  * What operators asked of a processor: one document, changed by conditional writes only, so that requests have an order and
  * the last one wins. It stands whether or not the processor exists, or runs anywhere.
  */
+import { Schema, Struct } from "effect"
 import type { Reached } from "./sink.ts"
 
 /** What a processor, or one of its shards, is to do. */
-export type Desired = "running" | "paused" | "stopped"
+const Desired = Schema.Literals(["running", "paused", "stopped"])
+export type Desired = typeof Desired.Type
 
 /** Where to go on: after an offset, or with the first event at a time (milliseconds since the epoch). */
-export type Target = { readonly offset: number } | { readonly time: number }
+const Target = Schema.Union([Schema.Struct({ offset: Schema.Finite }), Schema.Struct({ time: Schema.Finite })])
+export type Target = typeof Target.Type
 
 /** A request to go on elsewhere. */
-export interface Start {
-  readonly epoch: number
-  readonly to: Target
+const Start = Schema.Struct({
+  epoch: Schema.Int,
+  to: Target,
   /** One shard only. */
-  readonly entityType?: string | undefined
-  readonly shard?: number | undefined
+  entityType: Schema.optional(Schema.String),
+  shard: Schema.optional(Schema.Int)
+})
+type Start = typeof Start.Type
+
+const fields = {
+  /** Counts the changes. */
+  revision: Schema.Int,
+  /** Of the last request to go on elsewhere. */
+  epoch: Schema.Int,
+  /** How many times the tables were emptied. */
+  generation: Schema.Int,
+  desired: Desired,
+  /** What was asked of single shards since the last request for all. */
+  shards: Schema.Record(Schema.String, Desired),
+  starts: Schema.Array(Start),
+  /** Nobody may work: the tables are being emptied. */
+  held: Schema.Boolean,
+  /** Raised when something was asked about events that were put aside. */
+  parked: Schema.Int,
+  /** The version that readers use; of the document under the name without a version. */
+  active: Schema.Int,
+  /** The newest version that readers ever used: they go back from it only when they are told to, and stay. */
+  newest: Schema.Int,
+  /** The tables are gone, and nobody may work. */
+  dropped: Schema.Boolean
 }
 
-export interface Control {
-  /** Counts the changes. */
-  readonly revision: number
-  /** Of the last request to go on elsewhere. */
-  readonly epoch: number
-  /** How many times the tables were emptied. */
-  readonly generation: number
-  readonly desired: Desired
-  /** What was asked of single shards since the last request for all. */
-  readonly shards: Readonly<Record<string, Desired>>
-  readonly starts: ReadonlyArray<Start>
-  /** Nobody may work: the tables are being emptied. */
-  readonly held: boolean
-  /** Raised when something was asked about events that were put aside. */
-  readonly parked: number
-  /** The version that readers use; of the document under the name without a version. */
-  readonly active: number
-  /** The newest version that readers ever used: they go back from it only when they are told to, and stay. */
-  readonly newest: number
-  /** The tables are gone, and nobody may work. */
-  readonly dropped: boolean
-}
+export interface Control extends Schema.Struct.Type<typeof fields> {}
+
+/** As it is stored: an older process knew less of it. */
+export const Stored = Schema.Struct(fields).mapFields(Struct.map(Schema.optionalKey))
 
 export const initial: Control = {
   revision: 0,

@@ -4,12 +4,12 @@
  * who fold the same, the one who came further wins. An event that was put aside is folded late: the row counts those, and
  * knows the last, and its write timestamps move on by one with each.
  */
-import { type EventSchema, json } from "@effect-cassandra/journal/EventCodec"
+import { describeIssue, type EventSchema, json } from "@effect-cassandra/journal/EventCodec"
 import type { EventEnvelope } from "@effect-cassandra/journal/Journal"
-import type { CassandraError } from "@effect-cassandra/session/CassandraError"
+import { CassandraError, RowMismatch } from "@effect-cassandra/session/CassandraError"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { make, type Statement } from "@effect-cassandra/session/Statement"
-import { Effect, Result, type Schema, SchemaParser } from "effect"
+import { Effect, Result, Schema, SchemaParser } from "effect"
 import { HandlerFailure, ReadSideError, UndecodableState } from "../ReadSideError.ts"
 import { makeDecode } from "./events.ts"
 import { storeFailure } from "./failures.ts"
@@ -43,11 +43,19 @@ export const readFold = {
        key text, entity_type text, shard int, offset bigint, late int, last_late bigint, state text, PRIMARY KEY (key, entity_type, shard))`,
 
   of: <State>({ initial, merge, state, table }: FoldTable<State>) => {
-    const decode = SchemaParser.decodeUnknownSync(json(state))
+    const decode = SchemaParser.decodeUnknownResult(Schema.fromJsonString(json(state)))
     return Effect.fnUntraced(function* (key: string): Effect.fn.Return<State, CassandraError, CassandraSession> {
       const session = yield* CassandraSession
       const rows = yield* session.execute<{ state: string }>(make(`SELECT state FROM ${table} WHERE key = ?`, [key]))
-      return rows.reduce((merged, row) => merge(merged, decode(JSON.parse(row.state))), initial)
+      let merged = initial
+      for (const row of rows) {
+        const decoded = Result.mapError(decode(row.state), (issue) => {
+          const message = `the state of key "${key}" in ${table} does not fit its schema: ${describeIssue(issue)}`
+          return new CassandraError({ reason: new RowMismatch({ message, cause: undefined }) })
+        })
+        merged = merge(merged, yield* Effect.fromResult(decoded))
+      }
+      return merged
     })
   }
 }
@@ -81,7 +89,7 @@ export const openFold = <State>({
 }: FoldTable<State>): Open => {
   const decodeEvent = makeDecode(name, schemas)
   const encode = SchemaParser.encodeSync(json(state))
-  const decode = SchemaParser.decodeUnknownResult(json(state))
+  const decode = SchemaParser.decodeUnknownResult(Schema.fromJsonString(json(state)))
   const select = `SELECT offset, late, last_late, state, WRITETIME(state) AS written FROM ${table}
     WHERE key = ? AND entity_type = ? AND shard = ?`
   const insert = `INSERT INTO ${table} (key, entity_type, shard, offset, late, last_late, state)
@@ -106,7 +114,7 @@ export const openFold = <State>({
       const [row] = yield* Effect.mapError(session.execute<Row>(make(select, [key, entityType, shard])), storeFailure)
       if (row === undefined) return { state: initial, offset: 0, stamp: 0, late: 0, lastLate: 0 }
       const { late, written } = row
-      const decoded = decode(JSON.parse(row.state))
+      const decoded = decode(row.state)
       if (Result.isSuccess(decoded)) {
         return {
           state: decoded.success,
