@@ -146,6 +146,12 @@ export const make = <const Event extends EventSchema>(
     /** The events that have a handler; a stored event of another type is passed over. */
     readonly events: ReadonlyArray<Event>
     readonly handlers: Handlers<Event["Type"], Statements>
+    /**
+     * What the keys of rows are made of. `"entity"`: each holds the id of the event's entity, so that one shard feeds the
+     * row; a statement whose key does not is refused. `"own"`: they are something else that belongs to one entity, such as
+     * an order's number, or a row that several shards give different columns. Default: `"entity"`.
+     */
+    readonly keys?: "entity" | "own" | undefined
     /** Default: `"retry"`. */
     readonly onFailure?: FailurePolicy | undefined
   }

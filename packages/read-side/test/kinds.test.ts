@@ -198,8 +198,9 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("kinds of proce
     Effect.gen(function* () {
       const ids = yield* oneOfEachShard
       for (const id of ids) yield* append("Refused", id, added(ids.indexOf(id) + 1))
-      const refusing = (name: string, statement: (amount: number, id: string) => Processor.Statements) =>
+      const refusing = (name: string, statement: (amount: number, id: string) => Processor.Statements, keys?: "own") =>
         Processor.make(name, {
+          keys,
           entityType: "Refused",
           events: [Added],
           tables: [
@@ -209,7 +210,9 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("kinds of proce
           handlers: { Added: ({ amount }, { entityId }) => statement(amount, entityId) }
         })
       const insert = (k: string, c: number, v: number) => cql`INSERT INTO refused (k, c, v) VALUES (${k}, ${c}, ${v})`
-      const cases: ReadonlyArray<readonly [string, (amount: number, id: string) => Processor.Statements, RegExp]> = [
+      const cases: ReadonlyArray<
+        readonly [string, (amount: number, id: string) => Processor.Statements, RegExp, "own"?]
+      > = [
         ["own-timestamp", (v, id) => withOptions(insert(id, 1, v), { timestamp: 5 }), /a timestamp of its own/],
         ["own-ttl", (v, id) => withOptions(insert(id, 1, v), { ttl: "1 day" }), /a time to live/],
         ["literal-key", (v) => cql`UPDATE refused SET v = ${v} WHERE k = k AND c = 1`, /no column of its key/],
@@ -217,24 +220,35 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("kinds of proce
         [
           "one-row",
           (v) => insert("total", 1, v),
-          /writes the same row of refused as .* between shards there is no order/
+          /no column of its key \(k, c\) holds the entity's id, "id\d+", .* keys: "own"/
+        ],
+        ["one-deleted", () => cql`DELETE FROM refused WHERE k = ${"total"}`, /no column of its key/],
+        [
+          "own-row",
+          (v) => insert("total", 1, v),
+          /writes the same row of refused as .* between shards there is no order/,
+          "own"
         ],
         ["foreign", (v, id) => cql`INSERT INTO other.refused (k, c, v) VALUES (${id}, ${1}, ${v})`, /names a keyspace/]
       ]
-      for (const [name, statement, expected] of cases) {
+      for (const [name, statement, expected, keys] of cases) {
         const { message, reason } = yield* failureOf(name).pipe(
-          Effect.provide(ReadSide.layer([refusing(name, statement)]))
+          Effect.provide(ReadSide.layer([refusing(name, statement, keys)]))
         )
         assert.strictEqual(reason, "StatementRefused")
         assert.match(message, expected)
       }
       // Rows that are the same whoever writes them, and columns of different writers, depend on no order.
-      const allowed = refusing("allowed", (v, id) => [
-        cql`INSERT INTO refused_names (k) VALUES (${"all"})`,
-        id === ids[0]
-          ? cql`UPDATE refused SET v = ${v} WHERE k = ${"shared"} AND c = ${1}`
-          : cql`UPDATE refused SET w = ${7} WHERE k = ${"shared"} AND c = ${1}`
-      ])
+      const allowed = refusing(
+        "allowed",
+        (v, id) => [
+          cql`INSERT INTO refused_names (k) VALUES (${"all"})`,
+          id === ids[0]
+            ? cql`UPDATE refused SET v = ${v} WHERE k = ${"shared"} AND c = ${1}`
+            : cql`UPDATE refused SET w = ${7} WHERE k = ${"shared"} AND c = ${1}`
+        ],
+        "own"
+      )
       yield* eventually(
         Effect.gen(function* () {
           const session = yield* CassandraSession

@@ -29,7 +29,9 @@ export const generationStart = (generation: number): bigint => BigInt(generation
 export const maxGeneration = 2000
 
 interface Definition {
+  readonly entityType: string | ReadonlyArray<string>
   readonly events: ReadonlyArray<EventSchema>
+  readonly keys?: "entity" | "own" | undefined
   readonly handlers: Handlers<any, Statements>
 }
 
@@ -43,7 +45,7 @@ const refused = (processor: string, type: string, text: string, why: string) =>
   })
 
 /** The statements of a processor for an event, before they are checked against the tables. */
-const statementsOf = (name: string, { events, handlers }: Definition) => {
+const statementsOf = (name: string, { events, handlers }: Pick<Definition, "events" | "handlers">) => {
   const decode: Decode<{ readonly _tag: string }> = makeDecode(name, events, Object.keys(handlers))
   return (envelope: EventEnvelope): Result.Result<ReadonlyArray<Statement<unknown>>, ReadSideError> => {
     const decoded = decode(envelope)
@@ -100,8 +102,9 @@ export const statements = (name: string, definition: Definition) => {
   const given = statementsOf(name, definition)
   // One for all shards, which sees when two of them write one row.
   const writers = new WeakMap<CassandraSession["Service"], Writer>()
-  const open: Open = ({ concurrency, generation, session }) => {
-    const writer = writers.get(session) ?? new Writer(session)
+  const open: Open = ({ concurrency, generation, session, shards }) => {
+    const single = shards === 1 && (typeof definition.entityType === "string" || definition.entityType.length === 1)
+    const writer = writers.get(session) ?? new Writer(session, !single && definition.keys !== "own")
     writers.set(session, writer)
     const writes = writesOf(name, given, (statement) => writer.refusal(statement), generation)
 

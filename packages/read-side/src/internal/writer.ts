@@ -29,6 +29,9 @@ export class Refused {
 
 interface Plan {
   readonly analysis: Analysis
+  /** Columns of the key, and places of those of their values that are bound. */
+  readonly key: ReadonlyArray<string>
+  readonly bound: ReadonlyArray<number>
   /** Places of the values of the partition key, and of the whole primary key; absent where they are not all bound. */
   readonly partition: ReadonlyArray<number> | undefined
   readonly row: ReadonlyArray<number> | undefined
@@ -87,12 +90,15 @@ export const refusalOf = (statement: Statement<unknown>): string | undefined => 
 /** A writer in the keyspace of a session, for the shards of one processor. */
 export class Writer {
   readonly #session: CassandraSession["Service"]
+  readonly #entityKeys: boolean
   readonly #analyses = new Map<string, Analysis | string>()
   readonly #plans = new Map<string, Plan>()
   readonly #feeds = new Map<string, Feed>()
 
-  constructor(session: CassandraSession["Service"]) {
+  /** `entityKeys`: a row's key must name the entity. */
+  constructor(session: CassandraSession["Service"], entityKeys: boolean) {
     this.#session = session
+    this.#entityKeys = entityKeys
   }
 
   /** As `refusalOf`, which looks at a text once. */
@@ -120,6 +126,8 @@ export class Writer {
         const sets = analysis.sets?.filter((name) => !key.includes(name))
         const plan: Plan = {
           analysis,
+          key,
+          bound: key.flatMap((name) => analysis.columns.get(name) ?? []),
           partition: places(partition),
           row: places(key),
           sets: sets === undefined ? undefined : new Set(sets),
@@ -133,6 +141,13 @@ export class Writer {
         return plan
       }
     )
+  }
+
+  /** Why a row's key says too little, if so. */
+  #foreignKey({ event: { entityId }, statement: { params } }: Write, { bound, key }: Plan): string | undefined {
+    return !this.#entityKeys || bound.length === 0 || bound.some((place) => String(params[place]).includes(entityId))
+      ? undefined
+      : `no column of its key (${key.join(", ")}) holds the entity's id, "${entityId}", so that entities of several shards may write the same row, and between shards there is no order: let the key name the entity, keep a sum by Processor.fold, or say keys: "own" where the key is something else that belongs to one entity`
   }
 
   /** Why a row may not be written by this shard, if another was seen to write it. */
@@ -170,13 +185,13 @@ export class Writer {
         const plan = self.#plans.get(text) ?? (yield* self.#plan(text))
         if (plan.refusal !== undefined) return yield* Effect.fail(new Refused(write, plan.refusal))
         const { analysis, row } = plan
-        let key: string | undefined
-        if (row !== undefined) {
-          key = keyOf(params, row)
-          if (plan.sets === undefined || plan.sets.size > 0) {
-            const why = self.#otherShard(`${analysis.table}\u0000${key}`, write, plan)
-            if (why !== undefined) return yield* Effect.fail(new Refused(write, why))
-          }
+        const key = row === undefined ? undefined : keyOf(params, row)
+        // A row that only names something is the same whoever writes it.
+        if (plan.sets === undefined || plan.sets.size > 0) {
+          const why =
+            self.#foreignKey(write, plan) ??
+            (key === undefined ? undefined : self.#otherShard(`${analysis.table}\u0000${key}`, write, plan))
+          if (why !== undefined) return yield* Effect.fail(new Refused(write, why))
         }
         const replaces = analysis.replaces && key !== undefined && !params.includes(undefined)
         last.set(replaces ? `${text}\u0000${key}` : `#${unique++}`, [write, plan])
