@@ -93,6 +93,20 @@ describe("turns", () => {
     assert.strictEqual(mine.wait(now + 405), 0)
   })
 
+  it("leave a gap that ends by itself, also when looks at the log disturb it", () => {
+    const turns = turnsOf("me")
+    let now = 1_700_000_000_000
+    while (turns.wait(now) === 0) {
+      turns.seen(turns.blockId(now), now)
+      now += 5
+    }
+    assert.isAtMost(turns.wait(now), 20)
+    assert.strictEqual(turns.wait(now + 20), 0)
+    // Then it goes on as before.
+    turns.seen(turns.blockId(now + 20), now + 20)
+    assert.strictEqual(turns.wait(now + 20), 0)
+  })
+
   it("are named by the ids of blocks, which are time UUIDs", () => {
     const id = turnsOf("abcdef").blockId(1_700_000_000_123)
     assert.match(id, /^[0-9a-f]{8}-[0-9a-f]{4}-1[0-9a-f]{3}-[89ab][0-9a-f]{3}-616263646566$/)

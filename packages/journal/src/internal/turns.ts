@@ -92,11 +92,15 @@ export class Turns {
     const order = this.#order(now)
     const own = run.writer === this.#me
     const spacing = run.blocks < 2 ? 0 : (run.last - run.begin) / (run.blocks - 1)
+    const since = now - run.seen
     if (own && order.length < 2) {
-      return this.#isAtWork(run) && run.last - run.begin >= aloneMillis ? stepMillis + 2 * spacing : 0
+      if (!this.#isAtWork(run) || run.last - run.begin < aloneMillis) return 0
+      const gap = stepMillis + 2 * spacing - since
+      if (gap > 0) return gap
+      this.declined()
+      return 0
     }
     if (own && !this.#isOver(run)) return 0
-    const since = now - run.seen
     if (!own && !this.#isAtWork(run)) return 0
     const rest = Math.max(turnMillis - (run.last - run.begin), (turnBlocks - run.blocks) * spacing)
     // Who is not known to the others shows itself by a block: with luck after theirs, else between two turns or in a gap.
