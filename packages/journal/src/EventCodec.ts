@@ -302,7 +302,15 @@ export const make = <const Event extends EventSchema>(
       if (found === undefined || found.retired || found.type !== event._tag) {
         throw new Error(`there is no event "${event._tag}" among ${types.join(", ")}`)
       }
-      const { _tag, ...payload } = found.encode(event) as { readonly _tag: string }
+      let encoded: Schema.Json
+      try {
+        encoded = found.encode(event)
+      } catch (error) {
+        const issue = error instanceof Error ? error.cause : undefined
+        if (!SchemaIssue.isIssue(issue)) throw error
+        throw new Error(`an event "${event._tag}" does not fit its schema: ${describeIssue(issue)}`, { cause: issue })
+      }
+      const { _tag, ...payload } = encoded as { readonly _tag: string }
       return { type: _tag, version: found.version, payload }
     },
     decode: (type, payload, version = 1) => {

@@ -274,6 +274,8 @@ describe("EventCodec", () => {
     for (const _tag of ["Closed", "Audited", "MoneyPaidIn"]) {
       assert.throws(() => codec.encode({ _tag }), `there is no event "${_tag}" among Deposited`)
     }
+    const wrong = { _tag: "Deposited", cents: "five", currency: "EUR" }
+    assert.throws(() => codec.encode(wrong), /an event "Deposited" does not fit its schema: .*cents/s)
   })
 })
 
