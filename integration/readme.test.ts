@@ -28,7 +28,7 @@ for (const name of readdirSync(join(root, "packages"))) {
       const own = /^\/\/ (\S+\.ts)$/m.exec(example)?.[1]
       const file = own ?? `${name}-${page.replace(".md", "")}-${i}.ts`
       files[file] = example
-      if (own === undefined) pages.push(file)
+      if (own === undefined || example.includes("export const program")) pages.push(file)
     }
   }
 }

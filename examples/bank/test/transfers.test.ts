@@ -1,7 +1,7 @@
 import { spawn } from "node:child_process"
 import { fileURLToPath } from "node:url"
 import { assert, describe, it, layer } from "@effect/vitest"
-import { TestEntity } from "@effect-cassandra/entity"
+import { Decision, TestEntity } from "@effect-cassandra/entity"
 import { Journal } from "@effect-cassandra/journal/Journal"
 import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
 import { Effect, Layer, Schedule } from "effect"
@@ -50,7 +50,50 @@ describe("an account", () => {
   )
 })
 
-layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "4 minutes" })("transfers", (it) => {
+describe("a transfer", () => {
+  const transfer = TestEntity.reactions(Transfer, behavior)
+  const details = { from: "ada", to: "bob", cents: 500 }
+  const closed = Decision.reject(new AccountClosed({ message: "the account is closed" }))
+
+  it.effect("takes the money from the first account, gives it to the second, and settles it with the first", () =>
+    transfer
+      .given(Account, { Send: Decision.reply(0), Receive: Decision.reply(500) })
+      .when({ _tag: "Started", ...details }, { entityId: "t" })
+      .expect([
+        { to: "Account", id: "ada", command: "Send", payload: { transfer: "t", cents: 500 } },
+        { to: "Transfer", id: "t", command: "HaveSent" }
+      ])
+      .when({ _tag: "Sent", ...details }, { entityId: "t" })
+      .expect([
+        { to: "Account", id: "bob", command: "Receive", payload: { transfer: "t", cents: 500 } },
+        { to: "Transfer", id: "t", command: "HaveReceived" }
+      ])
+      .when({ _tag: "Received", ...details }, { entityId: "t" })
+      .expect([{ to: "Account", id: "ada", command: "Settle", payload: { transfer: "t" } }])
+  )
+
+  it.effect("ends where the first account refuses, and brings the money back where the second does", () =>
+    transfer
+      .given(Account, { Send: closed, Receive: closed })
+      .when({ _tag: "Started", ...details }, { entityId: "t" })
+      .expect([
+        { to: "Account", id: "ada", command: "Send", payload: { transfer: "t", cents: 500 } },
+        { to: "Transfer", id: "t", command: "Decline", payload: { reason: "the account is closed" } }
+      ])
+      .when({ _tag: "Sent", ...details }, { entityId: "t" })
+      .expect([
+        { to: "Account", id: "bob", command: "Receive", payload: { transfer: "t", cents: 500 } },
+        { to: "Transfer", id: "t", command: "Refuse", payload: { reason: "the account is closed" } }
+      ])
+      .when({ _tag: "Refused", ...details, reason: "the account is closed" }, { entityId: "t" })
+      .expect([
+        { to: "Account", id: "ada", command: "TakeBack", payload: { transfer: "t" } },
+        { to: "Transfer", id: "t", command: "HaveReturned" }
+      ])
+  )
+})
+
+layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "5 minutes" })("transfers", (it) => {
   /** Runs a bank in a process of its own; whether it was killed. */
   const mortalBank = (round: number) =>
     Effect.flatMap(TestKeyspace, ({ contactPoints, keyspace, localDataCenter = "datacenter1" }) =>
@@ -120,7 +163,7 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "4 minutes" })("
             )
         }).pipe(Effect.provide(live))
       }),
-    // Fourteen processes, one after the other.
-    240_000
+    // Fourteen processes, one after the other, each of which finds out first that the one before is gone.
+    300_000
   )
 })

@@ -1,13 +1,16 @@
 /**
- * An entity's decisions tested without a database: given some events, when a command comes, then this is what follows.
+ * An entity tested without a database: given some events, when a command comes, then this is what it decides; when an event
+ * has been stored, then these are the commands that its reactions and timers send.
  */
 import { AssertionError } from "node:assert"
 import { isDeepStrictEqual } from "node:util"
 import type { EventSchema } from "@effect-cassandra/journal/EventCodec"
-import { Effect, Effectable, Result } from "effect"
+import { Context, Duration, Effect, Effectable, Result } from "effect"
 import type { Rpc } from "effect/rpc"
+import type * as Decision from "./Decision.ts"
+import { CurrentCommandIds } from "./internal/command.ts"
 import { type AnyDecision, type AnyEvent, type Model, makeModel, problemOf } from "./internal/model.ts"
-import type { Behavior, PersistentEntity, StateSchema } from "./PersistentEntity.ts"
+import type { Behavior, Entities, PersistentEntity, Reaction, StateSchema, Timer } from "./PersistentEntity.ts"
 
 /** What a command led to. */
 export interface Outcome<State, Event, Success, Error> {
@@ -104,6 +107,16 @@ const fault = (message: string, details: { readonly actual?: unknown; readonly e
 /** Outcomes whose rejection, if any, was expected. */
 const expectedRejections = new WeakSet<AnyOutcome>()
 
+/** Sees that an event comes out of the journal as it went in. */
+const storeAndRead = ({ events }: Model<unknown>, event: AnyEvent) => {
+  const { type, payload, version } = events.encode(event)
+  const read = events.decode(type, JSON.parse(JSON.stringify(payload)), version)
+  if (Result.isFailure(read)) throw fault(`a ${type} cannot be read from the journal: ${read.failure}`)
+  if (!isDeepStrictEqual(read.success, [event])) {
+    throw fault(`a ${type} comes out of the journal as another`, { actual: read.success, expected: [event] })
+  }
+}
+
 const refuseRejection = (outcome: AnyOutcome) => {
   if (outcome.rejection !== undefined && !expectedRejections.has(outcome)) {
     throw fault("the command was rejected, which was not expected", { actual: outcome.rejection, expected: undefined })
@@ -183,12 +196,7 @@ class Steps extends Effectable.Class<AnyOutcome> {
   }
 
   #apply = (state: unknown, event: AnyEvent): unknown => {
-    const { type, payload, version } = this.#model.events.encode(event)
-    const read = this.#model.events.decode(type, JSON.parse(JSON.stringify(payload)), version)
-    if (Result.isFailure(read)) throw fault(`a ${type} cannot be read from the journal: ${read.failure}`)
-    if (!isDeepStrictEqual(read.success, [event])) {
-      throw fault(`a ${type} comes out of the journal as another`, { actual: read.success, expected: [event] })
-    }
+    storeAndRead(this.#model, event)
     return this.#model.apply(state, event)
   }
 
@@ -213,5 +221,229 @@ class Steps extends Effectable.Class<AnyOutcome> {
       })
     }
     return { events, reply, rejection: undefined, state }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------- reactions
+
+/** A command that a reaction or a timer sends. */
+export interface Sent {
+  /** The type of the entity that it is sent to. */
+  readonly to: string
+  readonly id: string
+  readonly command: string
+  readonly payload?: unknown
+  /** How long after the event a timer sends it; reactions send at once. */
+  readonly after?: Duration.Input
+}
+
+/** How the entities of a type answer, by command. Those that reply with nothing do so, unless they are named here. */
+export type AnswersOf<Command extends Rpc.Any> = {
+  readonly [C in Command as C["_tag"]]?: Decision.Reply<Rpc.Success<C>> | Decision.Reject<Rpc.Error<C>>
+}
+
+/** The event whose reactions are run, as they see it. */
+export interface EventSource {
+  /** Default: `"test"`. */
+  readonly entityId?: string
+  /** Default: 1. */
+  readonly sequence?: number
+  /** Default: 1970. */
+  readonly at?: Date
+}
+
+/**
+ * Steps of a test of reactions and timers. It is itself the effect that runs them, and gives the commands sent after the last
+ * event. What is not as expected dies with an `AssertionError`.
+ */
+export interface ReactionScenario<Event extends EventSchema, R> extends Effect.Effect<ReadonlyArray<Sent>, never, R> {
+  /** How the entities of a type answer, those of the same type included. */
+  readonly given: <
+    Type extends string,
+    State extends StateSchema,
+    OtherEvent extends EventSchema,
+    Command extends Rpc.AnyWithProps
+  >(
+    entity: PersistentEntity<Type, State, OtherEvent, Command>,
+    answers: AnswersOf<Command>
+  ) => ReactionScenario<Event, Exclude<R, Entities<Type>>>
+  /** An event was stored: what it leads to is run, its timers without waiting. */
+  readonly when: (event: Event["Type"], source?: EventSource) => ReactionScenario<Event, R>
+  /** All commands that are sent: those of the reaction in their order, then those of the timer. */
+  readonly expect: (sent: ReadonlyArray<Sent>) => ReactionScenario<Event, R>
+}
+
+/**
+ * What the events of an entity lead to, tested without the other entities.
+ *
+ * **Example**
+ *
+ * ```ts
+ * it.effect("a booking takes a seat", () =>
+ *   TestEntity.reactions(Booking, behavior)
+ *     .given(Flight, { TakeSeat: Decision.reject(new Full()) })
+ *     .when(Booked.make({ flight: "EF-404" }), { entityId: "b-1" })
+ *     .expect([
+ *       { to: "Flight", id: "EF-404", command: "TakeSeat" },
+ *       { to: "Booking", id: "b-1", command: "Cancel" }
+ *     ])
+ * )
+ * ```
+ */
+export const reactions = <
+  Type extends string,
+  State extends StateSchema,
+  Event extends EventSchema,
+  Command extends Rpc.AnyWithProps,
+  R = never
+>(
+  entity: PersistentEntity<Type, State, Event, Command>,
+  behavior: Behavior<State["Type"], Event, Command, R>
+): ReactionScenario<Event, Exclude<R, Entities<Type>>> =>
+  new ReactionSteps(
+    { entity, behavior, model: makeModel(entity.type, entity.definition, behavior) },
+    new Map(),
+    []
+  ).given(entity, {}) as any
+
+interface AnyEntity extends Context.Key<any, any> {
+  readonly type: string
+  readonly definition: { readonly commands: ReadonlyArray<Rpc.AnyWithProps> }
+}
+
+interface Subject {
+  readonly entity: AnyEntity
+  readonly behavior: Behavior<any, any, any, any>
+  readonly model: Model<any>
+}
+
+/** Other entities, which note what they are asked and answer as they are told. */
+class Others {
+  readonly sent: Array<Sent> = []
+  readonly #ids = new Set<string>()
+  after: Duration.Duration | undefined
+
+  clients({ definition, type }: AnyEntity, answers: Readonly<Record<string, AnyDecision<unknown> | undefined>>) {
+    const client = (id: string) =>
+      Object.fromEntries(
+        definition.commands.map((command) => [
+          command._tag,
+          (payload: unknown) =>
+            Effect.withFiber((fiber) => {
+              const { _tag: tag } = command
+              const problem = problemOf(command.payloadSchema)(payload)
+              if (problem !== undefined) {
+                throw fault(`the payload of ${tag} for ${type} "${id}" does not fit its schema: ${problem}`)
+              }
+              const commandId = fiber.getRef(CurrentCommandIds)!.of(tag)
+              const name = JSON.stringify([type, id, commandId])
+              if (this.#ids.has(name)) {
+                throw fault(
+                  `${tag} is sent to ${type} "${id}" again with the same id, so it would be carried out once: give it an id of its own by withCommandId`
+                )
+              }
+              this.#ids.add(name)
+              this.sent.push({
+                to: type,
+                id,
+                command: tag,
+                ...(payload === undefined ? {} : { payload }),
+                ...(this.after === undefined ? {} : { after: this.after })
+              })
+              return this.#answer(type, command, answers[tag])
+            })
+        ])
+      )
+    return Object.assign(client, { passivate: () => Effect.void })
+  }
+
+  #answer(type: string, command: Rpc.AnyWithProps, decision: AnyDecision<unknown> | undefined) {
+    const { _tag: tag } = command
+    const rejected = decision?._tag === "Reject"
+    const value = rejected ? decision.error : decision?._tag === "Reply" ? decision.value : undefined
+    const problem = problemOf(rejected ? command.errorSchema : command.successSchema)(value)
+    if (problem === undefined) return rejected ? Effect.fail(value) : Effect.succeed(value)
+    throw fault(
+      decision === undefined
+        ? `what ${type} answers to ${tag} is not said: given(${type}, { ${tag}: Decision.reply(...) })`
+        : `the answer of ${type} to ${tag} does not fit its schema: ${problem}`
+    )
+  }
+}
+
+type ReactionStep = (before: ReadonlyArray<Sent>) => Effect.Effect<ReadonlyArray<Sent>, unknown, any>
+
+type AnswersByEntity = ReadonlyMap<AnyEntity, Readonly<Record<string, AnyDecision<unknown> | undefined>>>
+
+class ReactionSteps extends Effectable.Class<ReadonlyArray<Sent>, never, any> {
+  readonly #subject: Subject
+  readonly #answers: AnswersByEntity
+  readonly #steps: ReadonlyArray<ReactionStep>
+
+  constructor(subject: Subject, answers: AnswersByEntity, steps: ReadonlyArray<ReactionStep>) {
+    super()
+    this.#subject = subject
+    this.#answers = answers
+    this.#steps = steps
+  }
+
+  override asEffect() {
+    const none: ReadonlyArray<Sent> = []
+    return Effect.orDie(
+      Effect.reduce(
+        this.#steps,
+        () => none,
+        (sent, step) => Effect.suspend(() => step(sent))
+      )
+    )
+  }
+
+  given(entity: AnyEntity, answers: AnswersOf<any>) {
+    const all = new Map(this.#answers).set(entity, { ...this.#answers.get(entity), ...answers })
+    return new ReactionSteps(this.#subject, all, this.#steps)
+  }
+
+  when(event: AnyEvent, { at = new Date(0), entityId = "test", sequence = 1 }: EventSource = {}) {
+    const { behavior, entity, model } = this.#subject
+    return this.#and(() => {
+      storeAndRead(model, event)
+      const others = new Others()
+      let services = Context.empty()
+      for (const [other, answers] of this.#answers) {
+        services = Context.add(services, other, others.clients(other, answers) as any) as Context.Context<never>
+      }
+      const self = (Context.getUnsafe(services, entity) as (entityId: string) => any)(entityId)
+      const run = (part: string, reaction: Reaction<any, any, any>) =>
+        Effect.suspend(() => reaction(event, { at, entityId, self, sequence })).pipe(
+          Effect.provideService(CurrentCommandIds, { of: (command) => `${part}/${command}`, strict: false }),
+          Effect.provideContext(services)
+        )
+      const reaction: Reaction<any, any, any> | undefined = behavior.reactions?.[event._tag]
+      const timer: Timer<any, any, any> | undefined = behavior.timers?.[event._tag]
+      return Effect.gen(function* () {
+        if (reaction !== undefined) yield* run("reaction", reaction)
+        if (timer !== undefined) {
+          others.after = Duration.fromInputUnsafe(typeof timer.after === "function" ? timer.after(event) : timer.after)
+          yield* run("timer", timer.run)
+        }
+        return others.sent
+      })
+    })
+  }
+
+  expect(expected: ReadonlyArray<Sent>) {
+    const inMillis = (sent: ReadonlyArray<Sent>) =>
+      sent.map(({ after, ...command }) =>
+        after === undefined ? command : { ...command, after: Duration.toMillis(after) }
+      )
+    return this.#and((sent) => {
+      const [actual, wanted] = [inMillis(sent), inMillis(expected)]
+      if (isDeepStrictEqual(actual, wanted)) return Effect.succeed(sent)
+      throw fault("the commands sent are not as expected (after: in milliseconds)", { actual, expected: wanted })
+    })
+  }
+
+  #and(step: ReactionStep) {
+    return new ReactionSteps(this.#subject, this.#answers, [...this.#steps, step])
   }
 }

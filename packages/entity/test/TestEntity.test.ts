@@ -1,6 +1,6 @@
 import { AssertionError } from "node:assert"
 import { assert, describe, it } from "@effect/vitest"
-import { Cause, Effect, Exit, SchemaGetter as Getter, Schema } from "effect"
+import { Cause, Context, Effect, Exit, SchemaGetter as Getter, Schema } from "effect"
 import { Rpc } from "effect/rpc"
 import * as Decision from "../src/Decision.ts"
 import * as PersistentEntity from "../src/PersistentEntity.ts"
@@ -139,6 +139,127 @@ describe("given, when, then", () => {
         /state after Add comes out of a snapshot/
       )
       assert.match((yield* complaint(scales.when("Kilos"))).message, /the reply of Kilos does not fit its schema/)
+    })
+  )
+})
+
+class Full extends Schema.TaggedError<Full>()("Full", {}) {}
+class Weather extends Context.Service<Weather, { readonly fine: boolean }>()("test/Weather") {}
+
+const Flight = PersistentEntity.make("Flight", {
+  state: Schema.Int,
+  initialState: 0,
+  events: [Added],
+  commands: [
+    Rpc.make("TakeSeat", { payload: { row: Schema.Int }, success: Schema.Int, error: Full }),
+    Rpc.make("Board")
+  ]
+})
+
+const Booked = Schema.TaggedStruct("Booked", { flight: Schema.String, rows: Schema.Array(Schema.Int) })
+const Paid = Schema.TaggedStruct("Paid", { after: Schema.String })
+const Booking = PersistentEntity.make("Booking", {
+  state: Schema.Null,
+  initialState: null,
+  events: [Booked, Paid],
+  commands: [Rpc.make("Confirm", { payload: { seat: Schema.Int } }), Rpc.make("Cancel")]
+})
+const booking = TestEntity.reactions(
+  Booking,
+  Booking.behavior({
+    apply: () => null,
+    commands: { Confirm: () => Decision.persist([]), Cancel: () => Decision.persist([]) },
+    reactions: {
+      Booked: ({ flight, rows }, { self }) =>
+        Effect.gen(function* () {
+          const flights = yield* Flight
+          for (const row of rows) {
+            yield* flights(flight)
+              .TakeSeat({ row })
+              .pipe(
+                Effect.matchEffect({
+                  onSuccess: (seat) => self.Confirm({ seat }),
+                  onFailure: (error) => (error._tag === "Full" ? self.Cancel() : Effect.fail(error))
+                })
+              )
+          }
+        }),
+      Paid: (_, { entityId }) =>
+        Effect.gen(function* () {
+          if ((yield* Weather).fine) yield* (yield* Flight)(entityId).Board()
+        })
+    },
+    timers: {
+      Booked: { after: "1 hour", run: (_, { self }) => self.Cancel() },
+      Paid: { after: ({ after }) => after as "1 day", run: () => Effect.void }
+    }
+  })
+)
+const booked = Booked.make({ flight: "EF-1", rows: [7] })
+
+describe("given the answers of others, when an event was stored, then these commands are sent", () => {
+  const flying = <A>(scenario: Effect.Effect<A, never, Weather>) =>
+    Effect.provideService(scenario, Weather, { fine: true })
+
+  it.effect("by its reaction and, later, by its timer", () =>
+    flying(
+      booking
+        .given(Flight, { TakeSeat: Decision.reply(70) })
+        .when(booked, { entityId: "b" })
+        .expect([
+          { to: "Flight", id: "EF-1", command: "TakeSeat", payload: { row: 7 } },
+          { to: "Booking", id: "b", command: "Confirm", payload: { seat: 70 } },
+          { to: "Booking", id: "b", command: "Cancel", after: "60 minutes" }
+        ])
+        .given(Flight, { TakeSeat: Decision.reject(new Full()) })
+        .when(booked)
+        .expect([
+          { to: "Flight", id: "EF-1", command: "TakeSeat", payload: { row: 7 } },
+          { to: "Booking", id: "test", command: "Cancel" },
+          { to: "Booking", id: "test", command: "Cancel", after: "1 hour" }
+        ])
+    )
+  )
+
+  it.effect("with the services of the reaction; those who reply with nothing need not be told", () =>
+    flying(
+      booking
+        .given(Flight, {})
+        .when(Paid.make({ after: "1 day" }))
+        .expect([{ to: "Flight", id: "test", command: "Board" }])
+    )
+  )
+
+  it.effect("what differs is shown, and what cannot be", () =>
+    Effect.gen(function* () {
+      const flight = booking.given(Flight, { TakeSeat: Decision.reply(70) })
+      const says = (scenario: Effect.Effect<unknown, never, Weather>) =>
+        Effect.map(Effect.exit(flying(scenario)), (exit) => {
+          assert.isTrue(Exit.isFailure(exit), "it went well")
+          return Cause.squash((exit as Exit.Failure<unknown, never>).cause) as Error
+        })
+      const different = yield* says(flight.when(booked).expect([]))
+      assert.match(different.message, /the commands sent are not as expected/)
+      assert.deepInclude((different as AssertionError).actual, {
+        to: "Booking",
+        id: "test",
+        command: "Cancel",
+        after: 3_600_000
+      })
+      assert.match(
+        (yield* says(booking.given(Flight, {}).when(booked))).message,
+        /what Flight answers to TakeSeat is not said: given\(Flight, \{ TakeSeat: Decision.reply\(...\) \}\)/
+      )
+      assert.match(
+        (yield* says(flight.given(Flight, { TakeSeat: Decision.reply(1.5) }).when(booked))).message,
+        /the answer of Flight to TakeSeat does not fit its schema/
+      )
+      assert.match(
+        (yield* says(flight.when(Booked.make({ flight: "EF-1", rows: [1, 2] })))).message,
+        /TakeSeat is sent to Flight "EF-1" again with the same id, .* withCommandId/
+      )
+      assert.match((yield* says(flight.when({ ...booked, rows: [1.5] }))).message, /rows/)
+      assert.match((yield* says(flight.when(Paid.make({ after: "soon" })))).message, /soon/)
     })
   )
 })
