@@ -26,7 +26,7 @@ const MortalJournal = Layer.effect(
 
 const Live = Transfer.layer(transferBehavior).pipe(
   Layer.provideMerge(Account.layer(behavior)),
-  Layer.provide(MortalJournal),
+  Layer.provideMerge(MortalJournal),
   Layer.provide(
     CassandraSession.layer({
       contactPoints: CONTACT_POINTS.split(","),
@@ -38,6 +38,7 @@ const Live = Transfer.layer(transferBehavior).pipe(
 )
 
 await Effect.gen(function* () {
+  const journal = yield* Journal
   const accounts = yield* Account
   const transfers = yield* Transfer
 
@@ -50,6 +51,15 @@ await Effect.gen(function* () {
         Effect.retry({ schedule: Schedule.spaced("5 millis"), times: 4000 })
       )
 
+  /** The first account knows what became of all that has left it, the last thing to be done about a transfer. */
+  const settled = journal.load({ entityType: "Account", entityId: "from" }, { snapshotsUpTo: 0 }).pipe(
+    Effect.filterOrFail(({ events }) => {
+      const count = (type: string) => events.filter((event) => event.type === type).length
+      return count("Withdrawn") === count("Settled")
+    }),
+    Effect.retry({ schedule: Schedule.spaced("5 millis"), times: 4000 })
+  )
+
   if (ROUND === "1") {
     for (const id of ["from", "to", "closed"]) yield* accounts(id).Open({ owner: "ada" })
     yield* accounts("from").Deposit({ cents: 10_000 })
@@ -59,6 +69,7 @@ await Effect.gen(function* () {
     yield* ended(`arrives-${round}`)
     yield* ended(`returns-${round}`)
   }
+  yield* settled
   counting = true
   yield* transfers(`arrives-${ROUND}`).Start({ from: "from", to: "to", cents: 10 })
   yield* ended(`arrives-${ROUND}`)

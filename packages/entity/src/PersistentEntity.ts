@@ -12,7 +12,7 @@ import { Entities as Running } from "./internal/entities.ts"
 import { EntityMetrics } from "./internal/metrics.ts"
 import { checkDefinition, makeModel } from "./internal/model.ts"
 import { config as optionsConfig, settings as settingsOf } from "./internal/options.ts"
-import { Reactions, type Environment as ReactionsEnvironment } from "./internal/reactions.ts"
+import { type Environment as ReactionsEnvironment, react } from "./internal/reactions.ts"
 import type { ReadOnly } from "./ReadOnly.ts"
 
 /** A schema of an entity's state; no services are needed to encode it. */
@@ -131,8 +131,8 @@ export interface Options {
   /** How long commands may take to finish when the layer closes. Default: 20 seconds. */
   readonly shutdownTimeout?: Duration.Input | undefined
   /**
-   * Whether this process does what events lead to: `reactions` and `timers`. One that does must run for them to be done; if
-   * several do, each does everything, and it has its effect once. Default: true.
+   * Whether this process does what events lead to: `reactions` and `timers`. One that does must run for them to be done; of
+   * several, one does those of a shard, and another takes over when it ends. Default: true.
    */
   readonly react?: boolean | undefined
   /** Whether spans carry the entity's id. Default: false. */
@@ -323,7 +323,7 @@ const run = Effect.fnUntraced(function* <State, Event extends EventSchema, Comma
     const events = makeEventCodec(definition.events as ReadonlyArray<EventSchema>, { only })
     const environment = { entityType, events, journal, metrics, clock, services, reactions, timers, clients }
     for (let shard = 0; shard < journal.shards; shard++) {
-      yield* Effect.forkIn(new Reactions(environment, shard).run, scope)
+      yield* Effect.forkIn(react(environment, shard), scope)
     }
   }
   return clients

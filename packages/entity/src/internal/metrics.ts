@@ -17,6 +17,7 @@ export class EntityMetrics {
   localReads = 0
   reactions = 0
   reactionFailures = 0
+  reactingShards = 0
   readonly #buckets = boundaries.map(() => 0)
   #count = 0
   #sum = 0
@@ -44,6 +45,7 @@ export class EntityMetrics {
     counter("entity.local_reads", "Read-only commands answered from memory at once", () => this.localReads)
     counter("entity.reactions", "Events whose reactions or timers are done", () => this.reactions)
     counter("entity.reaction_failures", "Attempts that failed, to be made again", () => this.reactionFailures)
+    gauge("entity.reacting_shards", "Shards whose reactions this process does", () => this.reactingShards)
     counter("entity.snapshots", "Snapshots saved", () => this.snapshots)
     this.#register(
       Metric.histogram("entity.command.duration", { description: "Time to answer a command in seconds", boundaries }),

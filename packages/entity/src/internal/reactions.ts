@@ -21,6 +21,7 @@ import {
 } from "effect"
 import type { Reaction, Timer } from "../PersistentEntity.ts"
 import { CurrentCommandIds } from "./command.ts"
+import { Lease } from "./lease.ts"
 import type { EntityMetrics } from "./metrics.ts"
 import type { AnyEvent } from "./model.ts"
 
@@ -55,10 +56,47 @@ export interface Environment {
 
 type Job = Effect.Effect<unknown, unknown, any>
 
-/** Does what the events of one shard lead to, until interrupted. */
-export class Reactions {
+const nameOf = ({ entityType }: Environment, shard: number) => `reactions of ${entityType} shard ${shard}`
+
+/** Where is noted what is done, and who does it. */
+const noteOf = ({ entityType }: Environment, entityId: string) => ({ entityType: `${entityType}.reactions`, entityId })
+
+/** Does it again until it succeeds. */
+const persistently =
+  (name: string, what: string) =>
+  <A, E extends { readonly message: string }, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, never, R> =>
+    effect.pipe(
+      Effect.tapError((error) => Effect.logError(`${name}: ${what}, trying again: ${error.message}`)),
+      Effect.retry(again),
+      Effect.orDie
+    )
+
+/** Does what the events of one shard lead to, while no other process does. */
+export const react = (env: Environment, shard: number): Effect.Effect<never> => {
+  const name = nameOf(env, shard)
+  const lease = new Lease(env.journal, noteOf(env, `shard-${shard}-process`), env.clock)
+  const untilLost = Effect.suspend(() => {
+    env.metrics.reactingShards++
+    return Effect.raceFirst(
+      new Reactions(env, shard, lease).run,
+      persistently(name, "that this process does them cannot be noted")(Effect.withTracerEnabled(lease.keep, false))
+    ).pipe(Effect.ensuring(Effect.sync(() => env.metrics.reactingShards--)))
+  })
+  return Effect.withTracerEnabled(lease.take, false).pipe(
+    persistently(name, "it is not known whether another process does them"),
+    Effect.tap((silent) =>
+      silent ? Effect.logInfo(`${name} are taken over from a process that is silent`) : Effect.void
+    ),
+    Effect.andThen(untilLost),
+    Effect.onExit(() => lease.release),
+    Effect.forever
+  )
+}
+
+class Reactions {
   readonly #env: Environment
   readonly #shard: number
+  readonly #lease: Lease
   /** The log has been followed up to here. */
   #through = 0
   readonly #reactions = new Set<number>()
@@ -70,9 +108,10 @@ export class Reactions {
   /** Of the log; what was noted of another is noted apart. */
   #epoch = 1
 
-  constructor(env: Environment, shard: number) {
+  constructor(env: Environment, shard: number, lease: Lease) {
     this.#env = env
     this.#shard = shard
+    this.#lease = lease
   }
 
   get run(): Effect.Effect<never> {
@@ -80,10 +119,10 @@ export class Reactions {
       this.#env.journal.events(this.#env.entityType, this.#shard, this.#through)
     ).pipe(
       Stream.runForEach((event) => Effect.andThen(this.#room.await, this.#begin(event, true, true))),
-      this.#persist("the log could not be followed")
+      persistently(this.#name, "the log could not be followed")
     )
     return this.#resume.pipe(
-      this.#persist("it is not known how far the log was followed"),
+      persistently(this.#name, "it is not known how far the log was followed"),
       Effect.andThen(
         Effect.raceFirst(
           Effect.forever(Effect.suspend(() => Effect.delay(this.#save, this.#saveMillis))),
@@ -98,8 +137,7 @@ export class Reactions {
   // ------------------------------------------------------------------------------------------------ progress
 
   #key(epoch: number) {
-    const entityId = epoch === 1 ? `shard-${this.#shard}` : `shard-${this.#shard}-epoch-${epoch}`
-    return { entityType: `${this.#env.entityType}.reactions`, entityId }
+    return noteOf(this.#env, epoch === 1 ? `shard-${this.#shard}` : `shard-${this.#shard}-epoch-${epoch}`)
   }
 
   /** Takes up what was not done when the last process ended. */
@@ -138,9 +176,9 @@ export class Reactions {
     return Math.max(saveMillis, (this.#reactions.size + this.#timers.size) / 20)
   }
 
-  /** Two processes may both save: each says only of what is done that it is. */
+  /** Should two processes save at once, each says only of what is done that it is. */
   readonly #save = Effect.suspend(() => {
-    if (!this.#changed || this.#through === 0) return Effect.void
+    if (!this.#changed || this.#through === 0 || !this.#lease.held) return Effect.void
     this.#changed = false
     const through = this.#through
     const state = { reactions: [...this.#reactions], timers: [...this.#timers] }
@@ -157,16 +195,7 @@ export class Reactions {
   }).pipe(Effect.withTracerEnabled(false))
 
   get #name() {
-    return `reactions of ${this.#env.entityType} shard ${this.#shard}`
-  }
-
-  #persist(what: string) {
-    return <A, E extends { readonly message: string }, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, never, R> =>
-      effect.pipe(
-        Effect.tapError((error) => Effect.logError(`${this.#name}: ${what}, trying again: ${error.message}`)),
-        Effect.retry(again),
-        Effect.orDie
-      )
+    return nameOf(this.#env, this.#shard)
   }
 
   // ------------------------------------------------------------------------------------------------ events
@@ -180,7 +209,11 @@ export class Reactions {
     if (event.deleted || type.startsWith("$")) return Effect.void
     const decoded = events.decode(type, event.payload, event.version)
     if (Result.isFailure(decoded)) {
-      return this.#react(event, Effect.die(new Error(`the event is a ${type}: ${decoded.failure}`)))
+      const job = Effect.die(new Error(`the event is a ${type}: ${decoded.failure}`))
+      return Effect.andThen(
+        withReactions ? this.#react(event, job) : Effect.void,
+        withTimers ? this.#wait(event, 0, job) : Effect.void
+      )
     }
     const source = { entityId, sequence, at: new Date(stamp / 1000), self: clients(entityId) }
     const reacting: Array<Job> = []
@@ -190,14 +223,17 @@ export class Reactions {
       if (reaction !== undefined && withReactions) reacting.push(Effect.suspend(() => reaction(one, source)))
       const timer = timers[one._tag]
       if (timer !== undefined && withTimers) {
-        const after = Duration.toMillis(typeof timer.after === "function" ? timer.after(one) : timer.after)
-        const millis = Math.max(0, stamp / 1000 + after - clock.currentTimeMillisUnsafe())
+        const after = Result.try(() =>
+          Duration.toMillis(typeof timer.after === "function" ? timer.after(one) : timer.after)
+        )
         waiting.push(
-          this.#wait(
-            event,
-            millis,
-            Effect.suspend(() => timer.run(one, source))
-          )
+          Result.isSuccess(after)
+            ? this.#wait(
+                event,
+                Math.max(0, stamp / 1000 + after.success - clock.currentTimeMillisUnsafe()),
+                Effect.suspend(() => timer.run(one, source))
+              )
+            : this.#wait(event, 0, Effect.die(after.failure))
         )
       }
     }
