@@ -349,7 +349,9 @@ const tenProcessors = Effect.gen(function* () {
     })
   const one = yield* read(1)
   const ten = yield* read(10)
-  console.log(`reads of the log's blocks:              ${one} by one processor, ${ten} by ten`)
+  console.log(
+    `reads of the log's blocks:              ${one} by one processor, ${ten} by ten (${(ten / one).toFixed(2)} times as many)`
+  )
 })
 
 const program = Effect.gen(function* () {

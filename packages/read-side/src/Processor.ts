@@ -9,6 +9,7 @@ import type { Migrations } from "@effect-cassandra/session/CassandraMigrator"
 import type { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import type { Statement } from "@effect-cassandra/session/Statement"
 import type { Duration, Effect, Result, Schema } from "effect"
+import { refusedTable } from "./internal/analysis.ts"
 import { openEffects, openGroups } from "./internal/effects.ts"
 import { type FoldTable, openFold, readFold, tableOf } from "./internal/fold.ts"
 import { type Open, validName } from "./internal/sink.ts"
@@ -97,9 +98,23 @@ export const define = <R>(
   if (!Number.isSafeInteger(version) || version < 1) {
     throw new Error(`processor "${name}" has version ${version}: versions are 1, 2, 3 ...`)
   }
-  for (const table of tables) tableOf(table)
-  if (typeof onFailure === "object" && !(Number.isInteger(onFailure.park.attempts) && onFailure.park.attempts > 0)) {
-    throw new Error(`processor "${name}" parks events after ${onFailure.park.attempts} attempts: give 1 or more`)
+  for (const entityType of entityTypes) {
+    if (
+      typeof entityType !== "string" ||
+      entityType === "" ||
+      entityTypes.filter((one) => one === entityType).length > 1
+    ) {
+      throw new Error(
+        `processor "${name}" follows ${JSON.stringify(entityTypes)}: give names of entity types, each once`
+      )
+    }
+  }
+  for (const table of tables) {
+    const refused = refusedTable(tableOf(table))
+    if (refused !== undefined) throw new Error(`processor "${name}" cannot have its table: ${refused}`)
+  }
+  if (typeof onFailure === "object" && !(Number.isInteger(onFailure.park?.attempts) && onFailure.park.attempts > 0)) {
+    throw new Error(`processor "${name}" parks events after ${onFailure.park?.attempts} attempts: give 1 or more`)
   }
   return {
     name,
@@ -275,6 +290,9 @@ export const fold = <const Event extends EventSchema, State>(
   }
 ): Fold<State> => {
   const table: FoldTable<State> = { ...definition, name }
+  if (!/^(\w+|"\w+")$/.test(table.table)) {
+    throw new Error(`processor "${name}" cannot have a table called ${table.table}: use letters, digits and "_"`)
+  }
   return Object.assign(
     define(name, { ...definition, tables: [readFold.table(definition.table)] }, definition.onFailure, openFold(table)),
     { stateOf: readFold.of(table) }

@@ -15,7 +15,7 @@
 import { Console, Effect, Option, Schedule } from "effect"
 import { Argument, Command, Flag } from "effect/cli"
 import { ReadSide, type Status } from "./ReadSide.ts"
-import { ReadSideError, RequestRefused } from "./ReadSideError.ts"
+import { ReadSideError, RequestRefused, Unknown } from "./ReadSideError.ts"
 
 /** Columns as wide as what stands in them; numbers to the right. */
 const table = (rows: ReadonlyArray<Readonly<Record<string, string | number>>>): string => {
@@ -81,7 +81,15 @@ const shardOf = (flags: { readonly shard: Option.Option<number>; readonly entity
     ? undefined
     : { shard: flags.shard.value, entityType: Option.getOrUndefined(flags.entityType) }
 
-const done = (what: string) => Console.log(`${what}: asked for, and followed within seconds by all processes`)
+/** Says that a request is known, and what to make of it where nobody has heard of the processor. */
+const asked = Effect.fnUntraced(function* (verb: string, processor: string) {
+  const known = new Set((yield* (yield* ReadSide).status).map((one) => one.processor))
+  yield* Console.log(
+    known.has(processor)
+      ? `${verb} ${processor}: asked for, and followed within seconds by all processes`
+      : `${verb} ${processor}: asked for, and followed when there is such a processor; now there are ${[...known].join(", ") || "none"}`
+  )
+})
 
 const status = Command.make(
   "status",
@@ -94,22 +102,34 @@ const status = Command.make(
     const show = Effect.gen(function* () {
       const all = yield* (yield* ReadSide).status
       const chosen = all.filter((one) => Option.isNone(processor) || one.processor === processor.value)
-      if (watch && !json) yield* Console.log("\u001b[2J\u001b[H")
-      yield* print(json, chosen, statusRow)
+      if (chosen.length === 0 && Option.isSome(processor)) {
+        const message = `there is no processor "${processor.value}": known are ${[...new Set(all.map((one) => one.processor))].join(", ") || "none"}`
+        return yield* Effect.fail(new ReadSideError({ reason: new Unknown({ message }) }))
+      }
+      if (!watch) return yield* print(json, chosen, statusRow)
+      // For who reads it line by line.
+      if (json) return yield* Console.log(JSON.stringify(chosen))
+      yield* Console.log(`\u001b[2J\u001b[H${table(chosen.map(statusRow))}`)
     })
-    return watch ? Effect.repeat(show, Schedule.spaced("1 second")) : show
+    if (!watch) return show
+    // A cluster that is away for a while comes back.
+    const told = Effect.catchReasons(show, "ReadSideError", {
+      StoreFailure: ({ message }) => Console.error(message),
+      JournalFailure: ({ message }) => Console.error(message)
+    })
+    return Effect.repeat(told, Schedule.spaced("1 second"))
   }
 ).pipe(Command.withDescription("How each shard of each processor is doing"))
 
 const verb = (name: "pause" | "resume", description: string) =>
   Command.make(name, { processor }, ({ processor }) =>
-    Effect.flatMap(ReadSide, (readSide) => Effect.andThen(readSide[name](processor), done(`${name} ${processor}`)))
+    Effect.flatMap(ReadSide, (readSide) => Effect.andThen(readSide[name](processor), asked(name, processor)))
   ).pipe(Command.withDescription(description))
 
 const shardVerb = (name: "stop" | "start", description: string) =>
   Command.make(name, { processor, ...shard }, ({ processor, ...flags }) =>
     Effect.flatMap(ReadSide, (readSide) =>
-      Effect.andThen(readSide[name](processor, shardOf(flags)), done(`${name} ${processor}`))
+      Effect.andThen(readSide[name](processor, shardOf(flags)), asked(name, processor))
     )
   ).pipe(Command.withDescription(description))
 
@@ -140,7 +160,7 @@ const rewind = Command.make(
           ? { time: time.value }
           : ("beginning" as const)
       yield* (yield* ReadSide).rewind(processor, to, { shard: shardOf(flags), truncate })
-      yield* done(`rewind ${processor}`)
+      yield* asked("rewind", processor)
     })
 ).pipe(Command.withDescription("Goes on elsewhere; without an offset or a time at the beginning"))
 
@@ -178,7 +198,7 @@ const parkedVerb = (name: "retry" | "skip", description: string) =>
     Effect.flatMap(ReadSide, (readSide) =>
       Effect.andThen(
         (name === "retry" ? readSide.retryParked : readSide.skipParked)(processor, entity),
-        done(`${name} ${entity.entityType} ${entity.entityId}`)
+        Console.log(`${name} ${entity.entityType} ${entity.entityId}: asked for, and done within seconds`)
       )
     )
   ).pipe(Command.withDescription(description))

@@ -86,6 +86,9 @@ export const make = <
   const prepared = new WeakSet<SqlClient.SqlClient>()
 
   const tables = definition.tables ?? []
+  if (tables.some((name) => name === "" || name === table)) {
+    throw new Error(`processor "${name}" cannot empty ${JSON.stringify(tables)}: give the names of its own tables`)
+  }
   const entityTypes = typeof definition.entityType === "string" ? [definition.entityType] : definition.entityType
 
   /** Empties the tables, if nobody has done so for this generation; who is at work with an older one is rolled back. */

@@ -172,11 +172,13 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("ReadSide", (it
 
   it.effect("stands still when its offset is past the end of the log", () =>
     Effect.gen(function* () {
-      const readSide = yield* ReadSide
-      yield* readSide.setOffset("past", { entityType: "Past", shard: 0 }, 99)
-      const failure = yield* failureOf("past")
+      // As long as nobody knows the processor, its logs are not known.
+      yield* Effect.flatMap(ReadSide, (readSide) =>
+        readSide.setOffset("past", { entityType: "Past", shard: 0 }, 99)
+      ).pipe(Effect.provide(ReadSide.layerRequests))
+      const failure = yield* failureOf("past").pipe(Effect.provide(ReadSide.layer([processor("past", "Past")])))
       assert.strictEqual(failure.reason, "DataLost")
       assert.match(failure.message, /was to begin after offset 99 of Past shard 0, whose log ends at 0/)
-    }).pipe(Effect.provide(ReadSide.layer([processor("past", "Past")])))
+    })
   )
 })

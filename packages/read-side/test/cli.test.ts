@@ -81,7 +81,10 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("the command li
 
         const refused = yield* Effect.flip(run("stop", "told", "--shard", "7"))
         assert.match(refused.message, /there is no shard 7: there are 0 to 2/)
-        yield* run("rewind", "told", "--offset", "1")
+        yield* run("rewind", "told", "--offset", "1", "--shard", String(position.shard))
+        assert.match(yield* run("pause", "tolt"), /followed when there is such a processor; now there are .*told/)
+        const unknown = yield* Effect.flip(run("status", "tolt"))
+        assert.match(unknown.message, /there is no processor "tolt": known are .*told/)
         assert.match(yield* run("active", "told"), /^1$/m)
       }).pipe(Effect.provide(ReadSide.layer([lines("told", "Told"), stubborn], { lease: "2 seconds" })))
       assert.match(yield* run("offsets", "told"), /entities +shard +offset\nTold/)

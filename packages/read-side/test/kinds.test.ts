@@ -264,14 +264,36 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("kinds of proce
     })
   )
 
+  it.effect("settings that cannot be are refused before anything runs", () =>
+    Effect.gen(function* () {
+      const processor = Processor.make("set", { entityType: "Set", events: [Added], handlers: {} })
+      for (const [options, expected] of [
+        [{ lease: "500 millis" }, /lease in ms is 500: give 1000 or more/],
+        [{ offsetInterval: 0 }, /offsetInterval in ms is 0/],
+        [{ concurrency: 0 }, /concurrency is 0/],
+        [{ maxBatches: Number.NaN }, /maxBatches is NaN/]
+      ] as const) {
+        const error = yield* Effect.flip(Effect.provide(ReadSide, Layer.fresh(ReadSide.layer([processor], options))))
+        assert.match(error.message, expected)
+      }
+      const twice = yield* Effect.flip(Effect.provide(ReadSide, ReadSide.layer([processor, processor])))
+      assert.match(twice.message, /two processors have the name "set"/)
+    })
+  )
+
   it.effect("mistakes of a definition are told at once", () =>
     Effect.sync(() => {
       const base = { entityType: "A", events: [Added], handlers: {} }
       assert.throws(() => Processor.make("a b", base), /cannot be called "a b"/)
       assert.throws(() => Processor.make("a", { ...base, entityType: [] }), /follows no entity type/)
+      assert.throws(() => Processor.make("a", { ...base, entityType: ["A", "A"] }), /each once/)
       assert.throws(() => Processor.make("a", { ...base, version: 0 }), /versions are 1, 2, 3/)
       assert.throws(() => Processor.make("a", { ...base, tables: ["CREATE TABLE t (k int)"] }), /not of the form/)
       assert.throws(() => Processor.make("a", { ...base, onFailure: { park: { attempts: 0 } } }), /give 1 or more/)
+      assert.throws(
+        () => Processor.make("a", { ...base, tables: ["CREATE TABLE IF NOT EXISTS event_log (k int PRIMARY KEY)"] }),
+        /event_log is a table of the journal/
+      )
       assert.throws(
         () => Processor.make("a", { ...base, handlers: { Gone: () => [] } as object }),
         /a handler for Gone, which is not among/

@@ -5,6 +5,7 @@ import { cql, identifier } from "@effect-cassandra/session/Statement"
 import { Effect, Exit, Fiber, Layer, Schema, Scope, Stream } from "effect"
 import * as Processor from "../src/Processor.ts"
 import { type Options, ReadSide } from "../src/ReadSide.ts"
+import type { ReadSideError } from "../src/ReadSideError.ts"
 import { Added, added, append, eventually, Live, lines, linesOf, oneOfEachShard } from "./fixture.ts"
 
 const quick: Options = { lease: "2 seconds", offsetInterval: "20 millis" }
@@ -341,6 +342,35 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("running", (it)
       yield* eventually(Effect.sync(() => assert.deepStrictEqual(handled.slice(5), [`${bad} 8`, `${bad} 9`])))
       const error = yield* Effect.flip(readSide.retryParked("parking", { entityType: "Parking", entityId: bad }))
       assert.match(error.message, /has put no event of Parking/)
+    }).pipe(Effect.scoped)
+  )
+
+  it.effect("requests that cannot be followed are refused, and say what there is", () =>
+    Effect.gen(function* () {
+      const { readSide } = yield* join([lines("asked", "Asked")])
+      const { offset, shard } = yield* append("Asked", "a", added(1))
+      const refused = <A>(request: Effect.Effect<A, ReadSideError>, expected: RegExp) =>
+        Effect.map(Effect.flip(request), ({ message }) => assert.match(message, expected))
+      yield* refused(readSide.pause("no name"), /no processor can be called "no name"/)
+      yield* refused(readSide.stop("asked", { entityType: "Other", shard: 0 }), /follows Asked, and not Other/)
+      yield* refused(
+        readSide.rewind("asked", { offset: 1 }),
+        /shard \d ends at 0, so that "asked" cannot go on after 1/
+      )
+      yield* refused(readSide.rewind("asked", { offset: -1 }), /give an offset of 0 or more/)
+      yield* refused(readSide.rewind("asked", { offset: 1 }, { truncate: true }), /to the beginning only/)
+      yield* refused(readSide.offsets("unasked"), /there is no processor "unasked": known are .*asked/)
+      yield* refused(readSide.retryParked("asked", { entityType: "Other", entityId: "a" }), /and not Other/)
+      yield* refused(readSide.awaitProjected("asked", { entityType: "Asked", shard: 9, offset }), /there is no shard 9/)
+      yield* refused(
+        readSide.awaitProjected("asked", { entityType: "Asked", shard, offset: Number.NaN }),
+        /no offset NaN/
+      )
+      // Before the first event, and when nothing has happened yet.
+      yield* readSide.rewind("asked", { time: new Date(0) })
+      yield* readSide.awaitProjected("asked", yield* append("Asked", "a", added(2)))
+      yield* readSide.rewind("asked", { time: new Date("2100-01-01") })
+      yield* readSide.awaitProjected("asked", yield* append("Asked", "a", added(3)))
     }).pipe(Effect.scoped)
   )
 

@@ -40,8 +40,23 @@ const comparisons = (text: string, first: number, into: Map<string, number>) => 
   }
 }
 
+/** Tables of a keyspace that the packages have made for themselves. */
+const reserved =
+  /^(read_side_\w+|event_log|entity_types|entity_events|index_watermarks|log_heads|snapshots|deletions|schema_migrations|owned_migrations|keyspace_records)$/
+
+/** Why a processor may not have a table of this name. */
+export const refusedTable = (table: string): string | undefined =>
+  reserved.test(table)
+    ? `${table} is a table of the journal, the read side or the session: give the processor tables of its own`
+    : undefined
+
 /** The analysis of a statement, or why it is refused. */
 export const analyse = (text: string): Analysis | string => {
+  const analysis = analyseText(text)
+  return typeof analysis === "string" ? analysis : (refusedTable(analysis.table) ?? analysis)
+}
+
+const analyseText = (text: string): Analysis | string => {
   if (/'/.test(text)) return "it contains a literal in quotes: bind every value"
   const words = text.replaceAll(/"(?:[^"]|"")*"/g, '"q"')
   if (/\bif\b/i.test(words)) return "it is conditional (IF), so that a repetition may be decided otherwise"

@@ -108,6 +108,7 @@ export const openGroups = <R>(name: string, definition: GroupsDefinition<R>): Op
   const parks = typeof definition.onFailure === "object"
   if (!Number.isInteger(size) || size < 1)
     throw new Error(`processor "${name}" has groups of ${size} events: give 1 or more`)
+  if (!(withinMillis >= 0)) throw new Error(`processor "${name}" waits ${withinMillis} ms for a group: give 0 or more`)
 
   return Effect.fnUntraced(function* () {
     const context = yield* Effect.context<R>()

@@ -68,6 +68,8 @@ const runKey = (control: Control, { entityType, shard }: Place) =>
 
 const keyOf = ({ place: { entityType, processor, shard } }: Unit) => `${processor}/${entityType}/${shard}`
 
+const refuse = (message: string) => Effect.fail(new ReadSideError({ reason: new RequestRefused({ message }) }))
+
 const emptyView: View = { members: [], controls: new Map(), registrations: new Map() }
 
 export const makeEngine = Effect.fnUntraced(function* <R>(
@@ -87,15 +89,24 @@ export const makeEngine = Effect.fnUntraced(function* <R>(
     maxLingerMillis: Duration.toMillis(options.maxLinger ?? "200 millis"),
     maxBackOffMillis: Duration.toMillis(options.maxBackOff ?? "30 seconds")
   }
+  for (const [option, value, least] of [
+    ["concurrency", limits.concurrency, 1],
+    ["offsetCount", limits.offsetCount, 1],
+    ["maxBatches", options.maxBatches ?? 64, 1],
+    ["maxLinger in ms", limits.maxLingerMillis, 0],
+    ["maxBackOff in ms", limits.maxBackOffMillis, 1],
+    ["offsetInterval in ms", Duration.toMillis(options.offsetInterval ?? "250 millis"), 1],
+    ["lease in ms", Duration.toMillis(options.lease ?? "6 seconds"), 1000]
+  ] as const) {
+    if (!(value >= least)) return yield* refuse(`${option} is ${value}: give ${least} or more`)
+  }
   const leaseSeconds = Math.ceil(Duration.toSeconds(options.lease ?? "6 seconds"))
   const leaseMillis = leaseSeconds * 1000
   const beatMillis = leaseMillis / 4
   const ids = processors.map(({ id }) => id)
   const twice = ids.find((id, i) => ids.indexOf(id) !== i)
   if (twice !== undefined) {
-    return yield* Effect.die(
-      new Error(`two processors have the name "${twice}": give one of them another name or version`)
-    )
+    return yield* refuse(`two processors have the name "${twice}": give one of them another name or version`)
   }
 
   yield* createTables(session, tables, "the read side")

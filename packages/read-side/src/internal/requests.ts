@@ -15,7 +15,7 @@ import { journalFailure, storeFailure } from "./failures.ts"
 import { tableOf } from "./fold.ts"
 import { makeOffsets } from "./offsets.ts"
 import { makeParking, type Parked } from "./parking.ts"
-import type { Place } from "./sink.ts"
+import { isId, type Place } from "./sink.ts"
 import { maxGeneration } from "./statements.ts"
 
 const idOf = (name: string, version: number) => (version === 1 ? name : `${name}@${version}`)
@@ -36,7 +36,9 @@ export const makeRequests = Effect.fnUntraced(function* (engine: Engine | undefi
   const nudge = engine?.nudge ?? Effect.void
 
   const change = (id: string, f: (control: Control) => Control | undefined) =>
-    Effect.tap(store(cluster.control(id, f)), nudge)
+    isId(id)
+      ? Effect.tap(store(cluster.control(id, f)), nudge)
+      : fail(new Unknown({ message: `no processor can be called "${id}"` }))
 
   const registrationOf = (view: View, id: string) => {
     const registration = view.registrations.get(id)
@@ -46,13 +48,40 @@ export const makeRequests = Effect.fnUntraced(function* (engine: Engine | undefi
       : Effect.succeed(registration)
   }
 
+  const notFollowed = (id: string, entityTypes: ReadonlyArray<string>, entityType: string) =>
+    fail(new Unknown({ message: `processor "${id}" follows ${entityTypes.join(", ")}, and not ${entityType}` }))
+
+  /** Refuses an offset that a shard does not have; the shards of one that does not exist yet are not known. */
+  const checkOffset = Effect.fnUntraced(function* (
+    id: string,
+    offset: number,
+    place: Partial<Omit<Place, "processor">>
+  ) {
+    const registration = (yield* look).registrations.get(id)
+    if (registration === undefined || offset === 0) return
+    for (const { entityType, shard } of shardsOf(registration)) {
+      if ((place.entityType ?? entityType) !== entityType || (place.shard ?? shard) !== shard) continue
+      const head = yield* Effect.mapError(journal.head(entityType, shard), journalFailure)
+      if (head < offset) {
+        return yield* refuse(
+          `${entityType} shard ${shard} ends at ${head}, so that "${id}" cannot go on after ${offset} there: name a shard that has it, or give a time`
+        )
+      }
+    }
+  })
+
   /** The shard that a request is for; the entity type is filled in where there is one only. */
   const placeOf = Effect.fnUntraced(function* (id: string, { entityType, shard }: Shard) {
     if (!Number.isInteger(shard) || shard < 0 || shard >= journal.shards) {
       return yield* fail(new Unknown({ message: `there is no shard ${shard}: there are 0 to ${journal.shards - 1}` }))
     }
-    if (entityType !== undefined) return { entityType, shard }
-    const { entityTypes } = yield* registrationOf(yield* look, id)
+    const view = yield* look
+    // What is asked before there is a processor is taken as it is.
+    if (entityType !== undefined && !view.registrations.has(id)) return { entityType, shard }
+    const { entityTypes } = yield* registrationOf(view, id)
+    if (entityType !== undefined) {
+      return entityTypes.includes(entityType) ? { entityType, shard } : yield* notFollowed(id, entityTypes, entityType)
+    }
     return entityTypes.length === 1
       ? { entityType: entityTypes[0]!, shard }
       : yield* refuse(`processor "${id}" follows ${entityTypes.join(", ")}: say of which the shard is`)
@@ -197,6 +226,7 @@ export const makeRequests = Effect.fnUntraced(function* (engine: Engine | undefi
     }
     const place = options.shard === undefined ? {} : yield* placeOf(id, options.shard)
     if (!options.truncate) {
+      if ("offset" in to) yield* checkOffset(id, to.offset, place)
       yield* change(id, (control) => withStart(control, { to, ...place }))
       return
     }
@@ -240,12 +270,8 @@ export const makeRequests = Effect.fnUntraced(function* (engine: Engine | undefi
         const stored = yield* store(offsets.load(place))
         if (here() || (stored !== undefined && stored.offset >= offset)) return
         if (millis === 10) {
-          const { entityTypes } = yield* registrationOf(yield* look, id)
-          if (!entityTypes.includes(entityType)) {
-            return yield* fail(
-              new Unknown({ message: `processor "${id}" follows ${entityTypes.join(", ")}, and not ${entityType}` })
-            )
-          }
+          yield* registrationOf(yield* look, id)
+          yield* placeOf(id, { entityType, shard })
         }
         yield* Effect.sleep(millis)
       }
@@ -259,6 +285,8 @@ export const makeRequests = Effect.fnUntraced(function* (engine: Engine | undefi
       })
       return Effect.sync(off)
     })
+    if (!Number.isSafeInteger(offset))
+      return refuse(`there is no offset ${offset} to wait for: give that of a position`)
     return Effect.suspend(() =>
       here() ? Effect.void : engine === undefined ? elsewhere : Effect.raceFirst(locally, elsewhere)
     ).pipe(
@@ -303,6 +331,8 @@ export const makeRequests = Effect.fnUntraced(function* (engine: Engine | undefi
 
   const askParked = (first: Exclude<Parked["request"], undefined>) =>
     Effect.fnUntraced(function* (id: string, { entityId, entityType }: ParkedEntity) {
+      const { entityTypes } = yield* registrationOf(yield* look, id)
+      if (!entityTypes.includes(entityType)) return yield* notFollowed(id, entityTypes, entityType)
       const place = { processor: id, entityType, shard: journal.shardOf(entityId) }
       const rows = (yield* store(parking.list(place))).filter((row) => row.entityId === entityId)
       if (rows.length === 0) {
@@ -355,10 +385,11 @@ export const makeRequests = Effect.fnUntraced(function* (engine: Engine | undefi
     stop: desire("stopped"),
     start: desire("running"),
     rewind,
-    offsets: (id) =>
-      Effect.map(store(offsets.all(id)), (rows) =>
-        rows.map(({ entityType, offset, shard }) => ({ entityType, shard, offset }))
-      ),
+    offsets: Effect.fnUntraced(function* (id) {
+      yield* registrationOf(yield* look, id)
+      const rows = yield* store(offsets.all(id))
+      return rows.map(({ entityType, offset, shard }) => ({ entityType, shard, offset }))
+    }),
     setOffset: (id, shard, offset) => rewind(id, { offset }, { shard }),
     clearOffsets: (id) => rewind(id, "beginning"),
     awaitProjected,

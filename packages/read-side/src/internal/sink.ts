@@ -67,6 +67,9 @@ export interface Sink {
 /** Begins work in a shard. */
 export type Open<R = never> = (opening: Opening) => Effect.Effect<Sink, ReadSideError, R | Scope.Scope>
 
+/** Whether a processor could be controlled by this name, if there was one. */
+export const isId = (id: string): boolean => /^[\w.-]{1,100}(@[1-9]\d*)?$/.test(id)
+
 /** Names stand in keys, and `@` before the version. */
 export const validName = (name: string): void => {
   if (!/^[\w.-]{1,100}$/.test(name)) {

@@ -40,7 +40,7 @@ const refused = (processor: string, type: string, text: string, why: string) =>
     reason: new StatementRefused({
       processor,
       statement: text,
-      message: `the handler for ${type} of processor "${processor}" gave a statement that may not be executed twice: ${why}. ${text}`
+      message: `the handler for ${type} of processor "${processor}" gave a statement that is refused: ${why}. ${text}`
     })
   })
 
@@ -65,8 +65,15 @@ const statementsOf = (name: string, { events, handlers }: Pick<Definition, "even
         const reason = new HandlerFailure({ processor: name, entityId, eventType: _tag, message, cause })
         return Result.fail(new ReadSideError({ reason }))
       }
-      if (Array.isArray(given)) statements.push(...given)
-      else if (given !== undefined) statements.push(given as Statement<unknown>)
+      const all = Array.isArray(given) ? given : given === undefined ? [] : [given]
+      const other = all.find((one) => typeof one?.text !== "string")
+      if (other !== undefined || all.includes(null)) {
+        const { entityId } = envelope
+        const message = `the handler for ${_tag} of processor "${name}" gave ${other instanceof Promise ? "a promise" : JSON.stringify(other)} at "${entityId}" instead of statements: it must be a plain function; what needs an Effect is a processor by Processor.effect`
+        const reason = new HandlerFailure({ processor: name, entityId, eventType: _tag, message, cause: other })
+        return Result.fail(new ReadSideError({ reason }))
+      }
+      for (const one of all) statements.push(one)
     }
     if (statements.length > maxStatements) {
       const why = `it gave ${statements.length} statements for one event, ${maxStatements} is the most`
