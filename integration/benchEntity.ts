@@ -27,7 +27,7 @@ const { values } = parseArgs({
   options: {
     seconds: { type: "string", default: "3" },
     rounds: { type: "string", default: "3" },
-    warm: { type: "string", default: "25" },
+    warm: { type: "string", default: "100" },
     entities: { type: "string", default: "100,1000,10000" },
     many: { type: "string", default: "100000" }
   }
@@ -118,7 +118,8 @@ const program = Effect.gen(function* () {
     `Warming up for ${Math.round((warm * 1.4) / 1000)} s, then ${rounds} rounds of ${millis / 1000} s each ...`
   )
   // The server compiles its code while it runs: the path of conditional updates, seldom taken, comes last.
-  yield* effectful(1000, warm, deposit)
+  yield* effectful(100, warm / 2, deposit)
+  yield* effectful(1000, warm / 2, deposit)
   yield* insert(1000, warm / 5)
   yield* conditional(1, warm / 5)
 

@@ -23,7 +23,7 @@ const { values } = parseArgs({
   options: {
     seconds: { type: "string", default: "3" },
     rounds: { type: "string", default: "3" },
-    warm: { type: "string", default: "40" },
+    warm: { type: "string", default: "150" },
     inFlight: { type: "string", default: "1,100,1000,10000" },
     shards: { type: "string", default: "2" },
     nodes: { type: "string", default: "1" },
@@ -89,7 +89,7 @@ const appends = (connection: Connection, shards: number, what: string, counts: R
     const insert = yield* plainInsert(connection)
     const update = yield* conditionalUpdate(connection)
     const append = yield* journalAppend
-    // The server compiles its code while it works, and the path of conditional updates is long.
+    // The server compiles its code for more than two minutes of work: until then this takes up to nine tenths of its time.
     yield* append(100, warm * 600)
     yield* append(1000, warm * 200)
     yield* insert(1000, warm * 200)

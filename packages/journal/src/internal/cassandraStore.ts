@@ -7,6 +7,7 @@ import type { IndexRow, LogId, Place, Store, TypeRecord } from "./store.ts"
 const logGeneration = 1
 
 // Every write to event_log and entity_types is conditional: a plain one carries another clock, and could hide them.
+// A partition of event_log is written once, from its begin to its end, and so lies in few files without compaction.
 export const tables = [
   `CREATE TABLE IF NOT EXISTS entity_types (
      entity_type text PRIMARY KEY, shards int, serial_consistency text, data_center text, bucket_size int, part_size int,
@@ -14,7 +15,8 @@ export const tables = [
   `CREATE TABLE IF NOT EXISTS event_log (
      entity_type text, shard int, generation int, bucket bigint, part int, head bigint STATIC,
      offset bigint, block_id timeuuid, stamp bigint, written bigint, revision int, events text,
-     PRIMARY KEY ((entity_type, shard, generation, bucket, part), offset))`,
+     PRIMARY KEY ((entity_type, shard, generation, bucket, part), offset))
+   WITH compaction = {'class': 'SizeTieredCompactionStrategy', 'min_threshold': 16}`,
   `CREATE TABLE IF NOT EXISTS entity_events (
      entity_type text, entity_id text, generation int, partition bigint, sequence bigint, events text,
      PRIMARY KEY ((entity_type, entity_id, generation, partition), sequence))`,
@@ -226,17 +228,27 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
       ),
 
     // With clocks as write timestamps, a shorter row of a dead process could hide a longer one.
-    writeIndexRow: (generation, row) =>
-      Effect.asVoid(
-        session.execute(
-          make(
-            `INSERT INTO entity_events (entity_type, entity_id, generation, partition, sequence, events)
-             VALUES (?, ?, ?, ?, ?, ?)`,
-            [row.entityType, row.entityId, generation, BigInt(row.partition), BigInt(row.sequence), row.events],
-            repeatable(indexStamp(row))
-          )
+    writeIndexRows: (generation, rows) => {
+      const statements = rows.map((row) =>
+        make(
+          `INSERT INTO entity_events (entity_type, entity_id, generation, partition, sequence, events)
+           VALUES (?, ?, ?, ?, ?, ?) USING TIMESTAMP ?`,
+          [
+            row.entityType,
+            row.entityId,
+            generation,
+            BigInt(row.partition),
+            BigInt(row.sequence),
+            row.events,
+            BigInt(indexStamp(row))
+          ],
+          { consistency: quorum, idempotent: true }
         )
-      ),
+      )
+      return statements.length === 1
+        ? Effect.asVoid(session.execute(statements[0]!))
+        : session.batch(statements, { type: "unlogged" })
+    },
 
     readIndexRows: (generation, entityType, entityId, partition, sequence) =>
       Effect.map(

@@ -29,41 +29,66 @@ const rowOf = (sequence: number): number => Math.floor((sequence - 1) / rowEvent
 /** The lowest sequence number at which the row that holds an event can begin. */
 export const rowStart = (sequence: number): number => rowOf(sequence) * rowEvents + 1
 
+/** Rows that are written in one request: the server warns of more than 10 partitions, and of more than 5 KiB. */
+const requestRows = 10
+const requestSize = 4096
+/** Requests of a flush at once; few, as appends want the server too. */
+const flushConcurrency = 8
+
 /** The events of an entity, in order, as rows. */
-const rowsOf = (entityType: string, entityId: string, entries: ReadonlyArray<Entry>): Array<IndexRow> => {
-  const rows: Array<IndexRow> = []
-  let texts: Array<string> = []
-  let size = 0
-  let deleted = 0
-  let first: Entry | undefined
-  let last: Entry | undefined
-  const cut = () => {
-    if (first === undefined || last === undefined) return
-    rows.push({
+function* rowsOf(entityType: string, entityId: string, entries: ReadonlyArray<Entry>): Generator<IndexRow> {
+  const row = (from: number, to: number, events: string): IndexRow => {
+    const first = entries[from]!.sequence
+    let deleted = 0
+    for (let i = from; i < to; i++) if (entries[i]!.item?.d === 1) deleted++
+    return {
       entityType,
       entityId,
-      partition: partitionOf(first.sequence),
-      sequence: first.sequence,
-      lastSequence: last.sequence,
+      partition: partitionOf(first),
+      sequence: first,
+      lastSequence: entries[to - 1]!.sequence,
       deleted,
-      events: `[${texts.join(",")}]`
-    })
-    texts = []
-    size = 0
-    deleted = 0
-    first = undefined
+      events: `[${events}]`
+    }
   }
-  for (const entry of entries) {
-    const text = encodeIndexEvent(entry)
-    if (first !== undefined && (rowOf(first.sequence) !== rowOf(entry.sequence) || size + text.length > rowSize)) cut()
-    first ??= entry
-    last = entry
-    texts.push(text)
-    size += text.length
-    if (entry.item?.d === 1) deleted++
+  let from = 0
+  let events = ""
+  for (let i = 0; i < entries.length; i++) {
+    let text = encodeIndexEvent(entries[i]!)
+    if (i > from) {
+      if (rowOf(entries[from]!.sequence) === rowOf(entries[i]!.sequence) && events.length + text.length <= rowSize) {
+        events += `,${text}`
+        continue
+      }
+      yield row(from, i, events)
+      from = i
+      // Anew, for it may have been deleted since the row before was asked for.
+      text = encodeIndexEvent(entries[i]!)
+    }
+    events = text
   }
-  cut()
-  return rows
+  if (entries.length > 0) yield row(from, entries.length, events)
+}
+
+/** The rows of many entities by request, made when they are asked for: all at once would keep the process busy for long. */
+function* requestsOf(
+  entityType: string,
+  entities: Iterable<readonly [entityId: string, entries: ReadonlyArray<Entry>]>
+): Generator<Array<IndexRow>> {
+  let rows: Array<IndexRow> = []
+  let size = 0
+  for (const [entityId, entries] of entities) {
+    for (const row of rowsOf(entityType, entityId, entries)) {
+      if (rows.length === requestRows || (rows.length > 0 && size + row.events.length > requestSize)) {
+        yield rows
+        rows = []
+        size = 0
+      }
+      rows.push(row)
+      size += row.events.length
+    }
+  }
+  if (rows.length > 0) yield rows
 }
 
 /** The rows of an entity's history that hold events after a sequence number, page by page; they may overlap. */
@@ -117,7 +142,7 @@ export const deleteFromIndex = (store: Store, log: LogId, generation: number, en
   readRows(store, log, generation, entityId, 0, (entries) => {
     if (!entries.some((entry) => isDeletable(entry, through))) return Effect.void
     const kept = entries.map((entry) => afterDeletion(entry, through))
-    return Effect.forEach(rowsOf(log.entityType, entityId, kept), (row) => store.writeIndexRow(generation, row), {
+    return Effect.forEach(rowsOf(log.entityType, entityId, kept), (row) => store.writeIndexRows(generation, [row]), {
       discard: true
     })
   })
@@ -204,14 +229,20 @@ export class EntityIndex {
     this.count = 0
     const deletions = this.#deletions
     this.#deletions = new Map()
-    const rows: Array<IndexRow> = []
-    for (const [entityId, list] of entries) {
-      for (const row of rowsOf(this.#log.entityType, entityId, list)) rows.push(row)
-    }
-    return Effect.forEach(rows, (row) => this.#store.writeIndexRow(this.#generation, row), {
-      concurrency: 16,
-      discard: true
-    }).pipe(
+    const requests = requestsOf(this.#log.entityType, entries)
+    const write: Effect.Effect<void, CassandraError> = Effect.suspend(() => {
+      const next = requests.next()
+      return next.done === true
+        ? Effect.void
+        : Effect.andThen(this.#store.writeIndexRows(this.#generation, next.value), write)
+    })
+    return Effect.all(
+      Array.from({ length: flushConcurrency }, () => write),
+      {
+        concurrency: "unbounded",
+        discard: true
+      }
+    ).pipe(
       Effect.andThen(
         Effect.forEach(
           deletions,

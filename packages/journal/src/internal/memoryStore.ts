@@ -58,16 +58,18 @@ export const memoryStore = (): Store => {
         if (i >= 0) blocks[i] = { ...block, revision: block.revision + 1 }
         return i >= 0
       }),
-    writeIndexRow: (generation, row) =>
+    writeIndexRows: (generation, written) =>
       Effect.sync(() => {
-        const rows = getOrPut(index, key(generation, row.entityType, row.entityId, row.partition), () => new Map())
-        const present = rows.get(row.sequence)
-        if (
-          present === undefined ||
-          present.lastSequence < row.lastSequence ||
-          (present.lastSequence === row.lastSequence && present.deleted <= row.deleted)
-        ) {
-          rows.set(row.sequence, row)
+        for (const row of written) {
+          const rows = getOrPut(index, key(generation, row.entityType, row.entityId, row.partition), () => new Map())
+          const present = rows.get(row.sequence)
+          if (
+            present === undefined ||
+            present.lastSequence < row.lastSequence ||
+            (present.lastSequence === row.lastSequence && present.deleted <= row.deleted)
+          ) {
+            rows.set(row.sequence, row)
+          }
         }
       }),
     readIndexRows: (generation, entityType, entityId, partition, sequence) =>

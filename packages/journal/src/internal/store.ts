@@ -110,7 +110,7 @@ export interface Store {
   /** Replaces a block's events by the same ones with less payload; false when its revision was another. */
   readonly reviseBlock: (log: LogId, place: Place, block: StoredBlock) => Effect.Effect<boolean, CassandraError>
   /** Of two writes of one row, the one that reaches further wins, and of those the one with more deleted. */
-  readonly writeIndexRow: (generation: number, row: IndexRow) => Effect.Effect<void, CassandraError>
+  readonly writeIndexRows: (generation: number, rows: ReadonlyArray<IndexRow>) => Effect.Effect<void, CassandraError>
   /** The index rows of one partition of an entity that begin at `sequence` or later, in order. */
   readonly readIndexRows: (
     generation: number,

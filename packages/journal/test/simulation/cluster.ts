@@ -315,17 +315,23 @@ export class Cluster {
             )
       },
 
-      writeIndexRow: (generation, row) => {
-        const timestamp = indexByClock ? process.time * 1000 : row.lastSequence * 128 + row.deleted
-        return this.#write(process, (arrivals) => {
-          const partition = getOrPut(
-            this.#index,
-            `${generation}/${row.entityType}/${row.entityId}/${row.partition}`,
-            () => new Map<number, Cell<IndexRow>>()
-          )
-          getOrPut(partition, row.sequence, (): Cell<IndexRow> => []).push({ value: row, timestamp, arrivals })
-        })
-      },
+      // The server carries out each row of a batch by itself.
+      writeIndexRows: (generation, rows) =>
+        Effect.forEach(
+          rows,
+          (row) => {
+            const timestamp = indexByClock ? process.time * 1000 : row.lastSequence * 128 + row.deleted
+            return this.#write(process, (arrivals) => {
+              const partition = getOrPut(
+                this.#index,
+                `${generation}/${row.entityType}/${row.entityId}/${row.partition}`,
+                () => new Map<number, Cell<IndexRow>>()
+              )
+              getOrPut(partition, row.sequence, (): Cell<IndexRow> => []).push({ value: row, timestamp, arrivals })
+            })
+          },
+          { concurrency: "unbounded", discard: true }
+        ),
 
       readIndexRows: (generation, entityType, entityId, partition, sequence) =>
         this.#quorumRead(

@@ -700,7 +700,14 @@ const sabotaged = (planted: Planted | undefined, store: Store): Store => {
           )
       }
     case "a deletion is written to the index with the timestamp of what it replaces":
-      return { ...store, writeIndexRow: (generation, row) => store.writeIndexRow(generation, { ...row, deleted: 0 }) }
+      return {
+        ...store,
+        writeIndexRows: (generation, rows) =>
+          store.writeIndexRows(
+            generation,
+            rows.map((row) => ({ ...row, deleted: 0 }))
+          )
+      }
     case "a deletion is logged without being recorded before":
       return { ...store, writeDeletion: () => Effect.void }
     default:
