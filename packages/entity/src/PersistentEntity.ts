@@ -114,6 +114,11 @@ export interface Options {
   readonly snapshotsKept?: number | undefined
   /** An entity without commands for this long leaves memory. Default: 2 minutes. */
   readonly passivateAfter?: Duration.Input | undefined
+  /**
+   * Entities in memory; beyond it those leave that have been without commands for longest. Busy ones stay, so it may be
+   * passed by as many as are busy. Default: 100 000.
+   */
+  readonly maxEntities?: number | undefined
   /** How often a command is decided anew when other processes store events of the entity meanwhile. Default: 50. */
   readonly maxConflicts?: number | undefined
   /** Commands of one entity that wait; what comes then fails at once with `MailboxFull`. Default: 1000. */

@@ -389,6 +389,59 @@ describe("passivation", () => {
     }).pipe(Effect.provide(layer.pipe(Layer.provide(Journal.layerMemory()), Layer.provide(limits)), { local: true }))
   })
 
+  it.live("when there are more than the limit, those leave first that were not used for longest; busy ones never", () =>
+    Effect.gen(function* () {
+      const watched = yield* Watched
+      const counters = yield* Counter
+      const active = Effect.map(metricsOf("Counter"), (metrics) => metrics["entity.active"])
+      const add = (id: string) => counters(id).Add({ amount: 1 })
+      /** How many of these are not in memory; then the clock goes on. */
+      const loadsFor = Effect.fnUntraced(function* (...ids: ReadonlyArray<string>) {
+        const [before, now] = [watched.loads, Date.now()]
+        yield* Effect.forEach(ids, add)
+        yield* until(Effect.sync(() => Date.now() > now + 1))
+        return watched.loads - before
+      })
+      assert.strictEqual(yield* loadsFor("a", "b", "c"), 3)
+      assert.strictEqual(yield* loadsFor("a"), 0)
+      assert.strictEqual(yield* loadsFor("d"), 1)
+      assert.strictEqual(yield* active, 3)
+      assert.strictEqual(yield* loadsFor("a", "c", "d"), 0)
+      assert.strictEqual(yield* loadsFor("b"), 1)
+
+      // All are busy: they stay, and the limit holds again when they are done.
+      const gate = Latch.makeUnsafe(false)
+      watched.beforeAppend = gate.await
+      const before = watched.appends
+      const ids = Array.from({ length: 10 }, (_, i) => `busy-${i}`)
+      const busy = yield* Effect.forEach(ids, (id) => start(add(id)))
+      yield* until(Effect.sync(() => watched.appends === before + ids.length))
+      assert.strictEqual(yield* active, 10)
+      yield* gate.open
+      assert.deepStrictEqual(
+        yield* Effect.forEach(busy, Fiber.join),
+        ids.map(() => 1)
+      )
+      assert.strictEqual(yield* active, 3)
+    }).pipe(withEntities({ maxEntities: 3 }))
+  )
+
+  it.live("on demand, also of one that is being loaded for nobody any more", () =>
+    Effect.gen(function* () {
+      const watched = yield* Watched
+      const counters = yield* Counter
+      const gate = Latch.makeUnsafe(false)
+      watched.beforeLoad = gate.await
+      const given = yield* start(counters("a").Add({ amount: 1 }))
+      yield* until(Effect.sync(() => watched.loads === 1))
+      yield* Fiber.interrupt(given)
+      const stop = yield* start(counters.passivate("a"))
+      yield* gate.open
+      yield* Fiber.join(stop)
+      assert.strictEqual((yield* metricsOf("Counter"))["entity.active"], 0)
+    }).pipe(withEntities())
+  )
+
   it.live("on demand, after what was accepted is done", () =>
     Effect.gen(function* () {
       const watched = yield* Watched
@@ -599,8 +652,10 @@ describe("options", () => {
   it.live("come by their names from Config", () =>
     Effect.gen(function* () {
       const watched = yield* Watched
+      yield* (yield* Counter)("b").Add({ amount: 1 })
       const counter = (yield* Counter)("a")
       yield* counter.Add({ amount: 1 })
+      assert.deepInclude(yield* metricsOf("Counter"), { "entity.active": 1, "entity.passivations": 1 })
       watched.beforeAppend = Effect.never
       yield* start(counter.Add({ amount: 1 }))
       yield* start(counter.Add({ amount: 1 }))
@@ -614,7 +669,7 @@ describe("options", () => {
           Layer.provide(
             ConfigProvider.layer(
               ConfigProvider.constantCase(
-                ConfigProvider.fromEnv({ env: { MAILBOX_SIZE: "1", SHUTDOWN_TIMEOUT: "10 millis" } })
+                ConfigProvider.fromEnv({ env: { MAILBOX_SIZE: "1", MAX_ENTITIES: "1", SHUTDOWN_TIMEOUT: "10 millis" } })
               )
             )
           )

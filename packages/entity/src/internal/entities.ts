@@ -28,6 +28,8 @@ import type { Settings } from "./options.ts"
 import { recover } from "./recovery.ts"
 
 const snapshotWrites = 4
+/** Entities looked at in one go when room is needed. */
+const maxLooks = 100
 /** Answers kept in memory for an entity. */
 const maxCommands = 10_000
 
@@ -496,6 +498,7 @@ export class Entities<State> {
         fiber.addObserver((exit) => {
           instance.loading = undefined
           if (Exit.isSuccess(exit)) instance.loaded = newer(instance.loaded, exit.value)
+          this.#stopIfIdle(instance)
         })
         return Fiber.join(fiber)
       }
@@ -602,14 +605,32 @@ export class Entities<State> {
     })
 
   #stopIfIdle(instance: Instance<State>): void {
-    if (instance.stopping === undefined || !instance.idle) return
-    this.#passivate(instance)
-    instance.stopping.openUnsafe()
+    if (instance.stopping !== undefined && instance.idle) this.#passivate(instance)
+    else this.#makeRoom(this.#env.settings.maxEntities)
+  }
+
+  /**
+   * Lets entities leave memory until so many are left: those that were not used since they were placed, the first one first.
+   * Those that were, and busy ones, are placed behind all others; so many of them are looked at in one go.
+   */
+  #makeRoom(left: number): void {
+    for (let looks = 0; this.#instances.size > left && looks < maxLooks; looks++) {
+      const first: Instance<State> = this.#instances.values().next().value!
+      if (first.idle && first.lastUsed <= first.placed) this.#passivate(first)
+      else this.#place(first)
+    }
+  }
+
+  #place(instance: Instance<State>): void {
+    instance.placed = this.#now()
+    this.#instances.delete(instance.entityId)
+    this.#instances.set(instance.entityId, instance)
   }
 
   #passivate(instance: Instance<State>): void {
     if (this.#instances.get(instance.entityId) !== instance) return
     this.#instances.delete(instance.entityId)
+    instance.stopping?.openUnsafe()
     this.#env.metrics.passivations++
   }
 
@@ -644,8 +665,9 @@ export class Entities<State> {
   #instanceOf(entityId: string): Instance<State> {
     let instance = this.#instances.get(entityId)
     if (instance === undefined) {
+      this.#makeRoom(this.#env.settings.maxEntities - 1)
       instance = new Instance(entityId)
-      this.#instances.set(entityId, instance)
+      this.#place(instance)
     }
     return instance
   }

@@ -26,6 +26,8 @@ export class Instance<State> {
   /** Reads under way. */
   reads = 0
   lastUsed = 0
+  /** When it was put behind all others, to be looked at again when room is needed. */
+  placed = 0
   /** Defects since the last command that ended without one. */
   defects = 0
   /** Milliseconds of the clock, before which it is not restarted after a defect. */
