@@ -1,6 +1,19 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Journal } from "@effect-cassandra/journal/Journal"
-import { Effect, Exit, Layer, Metric, References, Schedule, Schema, Scope } from "effect"
+import {
+  Context,
+  Effect,
+  Exit,
+  Layer,
+  Logger,
+  Metric,
+  Option,
+  References,
+  Schedule,
+  Schema,
+  Scope,
+  Stream
+} from "effect"
 import { Rpc } from "effect/rpc"
 import * as Decision from "../src/Decision.ts"
 import * as PersistentEntity from "../src/PersistentEntity.ts"
@@ -300,6 +313,148 @@ describe("reactions", () => {
       })
     }).pipe(inMemory)
   )
+})
+
+/** What is logged as an error. */
+const errorsOf = (messages: Array<string>) =>
+  Logger.layer([
+    Logger.make(({ logLevel, message }) => {
+      if (logLevel === "Error") messages.push(String(message))
+    })
+  ])
+
+const notes = { entityType: "Order.reactions", entityId: "shard-0" }
+
+describe("reactions that are taken up", () => {
+  const { Ordered: put } = order.reactions!
+  const withoutTimers = { ...order, timers: {} }
+
+  const alone = <A, E>(effect: Effect.Effect<A, E, Journal>) =>
+    effect.pipe(Effect.provide(Journal.layerMemory({ shards: 1 }), { local: true }))
+
+  it.live("do not take the log for lost while another process goes on", () => {
+    const errors: Array<string> = []
+    return Effect.gen(function* () {
+      const journal = yield* Journal
+      yield* process(
+        journal,
+        Effect.gen(function* () {
+          yield* orderThing("x", "a")
+          yield* until(logOf("x"), (log) => log.includes("Delivered a"))
+        }),
+        withoutTimers
+      )
+      /** Once, after the first look at what was noted or at the log: the other process stores an event and notes it. */
+      let wentOn = false
+      const goOn = Effect.gen(function* () {
+        if (wentOn) return
+        wentOn = true
+        const events = [{ type: "Ordered", payload: { thing: "b" } }]
+        const { validThrough } = yield* journal.append({
+          entityType: "Order",
+          entityId: "x",
+          expected: "any",
+          events
+        })
+        const state = { reactions: [validThrough], timers: [] }
+        yield* journal.saveSnapshot(notes, { sequence: validThrough, validThrough: 0, state }, 0)
+      })
+      const shared: Journal["Service"] = {
+        ...journal,
+        head: (entityType, shard) =>
+          Effect.tap(journal.head(entityType, shard), () => (entityType === "Order" ? goOn : Effect.void)),
+        load: (entity, options) =>
+          Effect.tap(journal.load(entity, options), () =>
+            entity.entityType === notes.entityType && entity.entityId === notes.entityId ? goOn : Effect.void
+          )
+      }
+      yield* process(
+        shared,
+        until(logOf("x"), (log) => log.includes("Delivered b")),
+        withoutTimers
+      )
+      assert.deepStrictEqual(errors, [])
+    }).pipe(alone, Effect.provide(errorsOf(errors)))
+  })
+
+  it.live("say loudly when the log is shorter than what was done, and after a restore go on with what is left", () => {
+    const errors: Array<string> = []
+    return Effect.gen(function* () {
+      const journal = yield* Journal
+      const all = withoutTimers
+      /** Of the thing c the reaction is not done. */
+      const notC: typeof order = {
+        ...all,
+        reactions: { Ordered: (event, source) => (event.thing === "c" ? Effect.never : put!(event, source)) }
+      }
+      const orderedAndDelivered = (id: string, thing: string) =>
+        Effect.andThen(
+          orderThing(id, thing),
+          until(logOf(id), (log) => log.includes(`Delivered ${thing}`))
+        )
+      yield* process(
+        journal,
+        Effect.gen(function* () {
+          yield* orderedAndDelivered("x", "a")
+          yield* orderedAndDelivered("x", "b")
+          yield* orderThing("y", "c")
+          for (const thing of ["d", "e"]) yield* orderedAndDelivered("x", thing)
+        }),
+        notC
+      )
+
+      // An older copy: without d and e. Of the boxes nothing is left, which shows whether a reaction is done again.
+      const restored = yield* Effect.map(Layer.build(Layer.fresh(Journal.layerMemory({ shards: 1 }))), (context) =>
+        Context.get(context, Journal)
+      )
+      const left = yield* Stream.runCollect(Stream.take(journal.currentEvents("Order", 0, 0), 5))
+      for (const { entityId, payload, type } of left) {
+        yield* restored.append({ entityType: "Order", entityId, expected: "any", events: [{ type, payload }] })
+      }
+      const { snapshot } = yield* journal.load(notes)
+      yield* restored.saveSnapshot(notes, Option.getOrThrow(snapshot), 0)
+
+      yield* process(
+        restored,
+        until(
+          Effect.sync(() => errors.length),
+          (count) => count > 0
+        ),
+        all
+      )
+      assert.match(
+        errors[0]!,
+        /reactions of Order shard 0: .*the log of Order shard 0 ends at 5, .* followed up to \d+/
+      )
+      assert.isAbove(Option.getOrThrow(snapshot).sequence, 5)
+
+      errors.length = 0
+      const accepted: Journal["Service"] = { ...restored, epoch: () => Effect.succeed(2) }
+      yield* process(
+        accepted,
+        Effect.gen(function* () {
+          yield* until(logOf("y"), (log) => log.includes("Delivered c"))
+          yield* orderedAndDelivered("x", "f")
+          assert.deepStrictEqual(yield* thingsIn("x"), ["f"])
+          assert.deepStrictEqual(yield* thingsIn("y"), ["c"])
+        }),
+        all
+      )
+      let begun: ReadonlyArray<string> = []
+      const counted: typeof order = {
+        ...all,
+        reactions: {
+          Ordered: (event, source) => {
+            begun = [...begun, event.thing]
+            return put!(event, source)
+          }
+        }
+      }
+      yield* process(accepted, orderedAndDelivered("x", "g"), counted)
+      assert.deepStrictEqual(begun, ["g"])
+      assert.deepStrictEqual(errors, [])
+    }).pipe(Effect.scoped, alone, Effect.provide(errorsOf(errors)))
+  })
 })
 
 describe("timers", () => {
