@@ -1,12 +1,13 @@
 import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { assert, describe, it } from "@effect/vitest"
+import { assert, layer } from "@effect/vitest"
 import { CassandraCluster } from "@effect-cassandra/testing/CassandraCluster"
 import * as SkewedClock from "@effect-cassandra/testing/SkewedClock"
-import { Effect } from "effect"
+import { Effect, Layer } from "effect"
 import { check } from "./faults/checker.ts"
 import { readHistory } from "./faults/history.ts"
+import { outages } from "./faults/outages.ts"
 import { type Options, run } from "./faults/run.ts"
 
 const isPossible = await Effect.runPromise(CassandraCluster.isPossible)
@@ -25,15 +26,38 @@ const short: Omit<Options, "folder"> = {
   rate: 20
 }
 
-describe("a short fault run (`npm run faults` is the long one)", () => {
-  it.live.skipIf(!isPossible)(
-    "loses, doubles and reorders nothing, and recovers by itself",
+const temporary = Effect.acquireRelease(
+  Effect.sync(() => mkdtempSync(join(tmpdir(), "faults-"))),
+  (path) => Effect.sync(() => rmSync(path, { recursive: true }))
+)
+
+// The quick compiler only: nodes start with a third of the work, beside all that runs meanwhile.
+const cluster = CassandraCluster.layer({ jvm: ["-XX:TieredStopAtLevel=1"], clocks })
+
+layer(isPossible ? cluster : (Layer.empty as Layer.Layer<any> as typeof cluster), {
+  excludeTestServices: true,
+  timeout: "3 minutes"
+})("services on three nodes", (it) => {
+  // `npm run faults -- --outages` makes them last.
+  for (const { name, run } of outages) {
+    it.effect.skipIf(!isPossible)(
+      `recover unaided, and tell callers quickly what is: ${name}`,
+      () =>
+        Effect.gen(function* () {
+          const heard = yield* run({ seconds: 3, folder: yield* temporary })
+          if (name !== "away" && name !== "majority") return
+          assert.isAbove(heard.refused, 0)
+          assert.isAbove(heard.answered, 0)
+        }),
+      240_000
+    )
+  }
+
+  it.effect.skipIf(!isPossible)(
+    "lose, double and reorder nothing in a short fault run (`npm run faults` is the long one)",
     () =>
       Effect.gen(function* () {
-        const folder = yield* Effect.acquireRelease(
-          Effect.sync(() => mkdtempSync(join(tmpdir(), "faults-"))),
-          (path) => Effect.sync(() => rmSync(path, { recursive: true }))
-        )
+        const folder = yield* temporary
         const report = yield* run({ ...short, folder })
         assert.deepStrictEqual(report.problems, [])
         // It was a run, and there were faults.
@@ -46,9 +70,9 @@ describe("a short fault run (`npm run faults` is the long one)", () => {
         // The history in the file is the one that was checked.
         const history = readHistory(join(folder, "history.ndjson"))
         const nothing = { logs: [], index: new Map(), views: new Map(), transfers: new Map() }
-        const { looked } = check({ history, ...nothing, resources: [], complaints: [], calm: 0 })
+        const { looked } = check({ history, ...nothing, resources: [], complaints: [], samples: [], calm: 0 })
         assert.strictEqual(looked.acknowledged, report.looked.acknowledged)
-      }).pipe(Effect.provide(CassandraCluster.layer({ jvm: ["-XX:TieredStopAtLevel=1"], clocks }))),
+      }),
     600_000
   )
 })

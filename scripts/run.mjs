@@ -13,6 +13,7 @@ const tasks = {
   start: [...node, "examples/bank/src/main.ts"],
   test: [...node, "scripts/test.ts"],
   bench: [...node, "scripts/bench.ts"],
+  "bench:commitlog": [...node, "integration/benchCommitlog.ts"],
   "bench:entity": [...node, "--expose-gc", "integration/benchEntity.ts"],
   "bench:journal": [...node, "--expose-gc", "integration/benchJournal.ts"],
   "bench:processes": [...node, "integration/benchProcesses.ts"],

@@ -1,6 +1,14 @@
 import { assert, describe, it } from "@effect/vitest"
 import type { EventEnvelope } from "@effect-cassandra/journal/Journal"
-import { type Complaint, check, type Evidence, type Problem, type Resources, type View } from "./checker.ts"
+import {
+  type Complaint,
+  check,
+  type Evidence,
+  type Problem,
+  type Resources,
+  type Sample,
+  type View
+} from "./checker.ts"
 import type { Entry, Value } from "./history.ts"
 
 /** What a bank without faults leaves behind, told by hand. */
@@ -15,6 +23,7 @@ class World {
   ]
   readonly complaints: Array<Complaint> = [{ service: 0, at: 10, line: "ERROR: WriteTimeout" }]
   readonly calm = 20
+  readonly samples: Array<Sample> = []
   life = 0
 
   line(process: number, type: Entry["type"], f: Entry["f"], key: string, value: Value = {}) {
@@ -87,6 +96,20 @@ class World {
   }
 }
 
+/** Measurements once a minute: the heap fills at first, then all goes up and down, and grows by a part of that each time. */
+const steadily = (w: World, grows: Partial<Record<"heapMegabytes" | "handles" | "lag", number>>) => {
+  const { handles = 0, heapMegabytes = 0, lag = 0 } = grows
+  for (let i = 0; i < 40; i++) {
+    w.samples.push({
+      service: Object.keys(grows).length,
+      at: i * 60_000,
+      heapMegabytes: Math.min(50 + i, 65) + (i % 3) * 4 + i * heapMegabytes,
+      handles: 40 + (i % 2) * 6 + i * handles,
+      lag: 30 + (i % 5) * 40 + i * lag
+    })
+  }
+}
+
 /** Two accounts in two shards; deposits, withdrawals, a rejection, unknown outcomes, operations that overlap. */
 const world = () => {
   const w = new World()
@@ -118,6 +141,7 @@ const world = () => {
   w.read(4, "a", 100, "local")
   w.read(4, "a", 70, "local")
   w.life = 0
+  steadily(w, {})
   // A caller that never heard anything.
   w.line(5, "invoke", "deposit", "a", { cents: 11 })
   return w
@@ -340,6 +364,9 @@ const planted: ReadonlyArray<readonly [string, Problem["rule"], (w: World) => vo
     "services fail only as they may",
     (w) => w.complaints.push({ service: 0, at: 21, line: "ERROR: WriteTimeout" })
   ],
+  ["a heap that goes on growing", "nothing grows", (w) => steadily(w, { heapMegabytes: 0.6 })],
+  ["handles that are not closed", "nothing grows", (w) => steadily(w, { handles: 0.5 })],
+  ["a view that falls behind", "nothing grows", (w) => steadily(w, { lag: 25 })],
   ...[
     "[UnhandledPromiseRejection: This error originated",
     "Uncaught exception",

@@ -23,6 +23,8 @@ export interface Evidence {
   readonly resources: ReadonlyArray<{ readonly before: Resources | undefined; readonly after: Resources | undefined }>
   /** What the services have written of errors. */
   readonly complaints: ReadonlyArray<Complaint>
+  /** What was measured now and then while nothing was broken. */
+  readonly samples: ReadonlyArray<Sample>
   /** When everything had been mended, and all services had answered again. */
   readonly calm: number
 }
@@ -32,6 +34,15 @@ export interface Resources {
   readonly heapMegabytes: number
   /** Files and sockets. */
   readonly handles: number
+}
+
+/** A measurement of a service. */
+export interface Sample extends Resources {
+  readonly service: number
+  /** Milliseconds since the begin. */
+  readonly at: number
+  /** Milliseconds from the acknowledgement of an event until it was in the view. */
+  readonly lag: number
 }
 
 /** A line of a service's log, and when it was written, in milliseconds of `performance.now`. */
@@ -68,6 +79,7 @@ export interface Problem {
     | "local reads never go back"
     | "memory and handles are back"
     | "services fail only as they may"
+    | "nothing grows"
   readonly message: string
 }
 
@@ -128,6 +140,31 @@ interface Payload {
   readonly cents?: number
   readonly balance?: number
   readonly transfer?: string
+}
+
+/**
+ * What grows in the second half of the time, in which caches are full: by the line of least squares, and by more than chance
+ * makes of what does not grow. Half of the samples are too few under 8.
+ */
+const growth = (samples: ReadonlyArray<Sample>) => {
+  const end = Math.max(...samples.map(({ at }) => at))
+  const half = samples.filter(({ at }) => at >= end / 2)
+  const mean = (of: (sample: Sample) => number) => half.reduce((sum, sample) => sum + of(sample), 0) / half.length
+  const at = mean((sample) => sample.at)
+  const squares = mean((sample) => (sample.at - at) ** 2)
+  const span = end - Math.min(...half.map((sample) => sample.at))
+  const kinds = [
+    { name: "the heap", unit: "MB", of: (sample: Sample) => sample.heapMegabytes, least: 3, share: 0.1 },
+    { name: "the number of handles", unit: "", of: (sample: Sample) => sample.handles, least: 4, share: 0.1 },
+    { name: "the lag", unit: "ms", of: (sample: Sample) => sample.lag, least: 200, share: 0.5 }
+  ]
+  return kinds.flatMap(({ least, name, of, share, unit }) => {
+    const middle = mean(of)
+    const slope = half.length < 8 ? 0 : mean((sample) => (sample.at - at) * (of(sample) - middle)) / squares
+    const grown = slope * span
+    const begin = middle - grown / 2
+    return grown > Math.max(least, begin * share) ? [{ name, unit, grown: grown.toFixed(1), of: begin.toFixed(1) }] : []
+  })
 }
 
 /** What no fault from outside explains: errors of the program itself, and a log that is said to be broken. */
@@ -409,6 +446,12 @@ export const check = (evidence: Evidence): Verdict => {
     const isLate = at > evidence.calm
     if (isLate || isInside(line)) {
       report("services fail only as they may", `service ${service}${isLate ? ", with nothing broken" : ""}: ${line}`)
+    }
+  }
+
+  for (const [service, samples] of Map.groupBy(evidence.samples, (sample) => sample.service)) {
+    for (const { grown, name, of, unit } of growth(samples)) {
+      report("nothing grows", `${name} of service ${service} grew by ${grown} ${unit} in the second half, from ${of}`)
     }
   }
 

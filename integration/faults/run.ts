@@ -4,15 +4,13 @@
 import { mkdirSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { type EventEnvelope, Journal } from "@effect-cassandra/journal/Journal"
-import * as CassandraSession from "@effect-cassandra/session/CassandraSession"
-import { cql } from "@effect-cassandra/session/Statement"
 import { CassandraCluster } from "@effect-cassandra/testing/CassandraCluster"
 import * as SkewedClock from "@effect-cassandra/testing/SkewedClock"
 import { Console, Effect, Fiber, Layer, Random, Stream } from "effect"
-import { check, type Resources, type Verdict, type View } from "./checker.ts"
+import { check, type Resources, type Sample, type Verdict, type View } from "./checker.ts"
 import { type Entry, History, type Type, type Value } from "./history.ts"
 import { type Done, type Kind, runNemesis } from "./nemesis.ts"
-import { ask, runBank, type Service } from "./service.ts"
+import { ask, makeKeyspace, runBank, type Service, within } from "./service.ts"
 
 export interface Options {
   /** How long things go wrong. */
@@ -28,6 +26,8 @@ export interface Options {
   readonly callers: number
   /** Operations a second that the callers of a service begin together at most. */
   readonly rate: number
+  /** How often to measure what the services hold and how far their views are behind; a soak. */
+  readonly sampleSeconds?: number | undefined
   /** For the history and the logs of the services. */
   readonly folder: string
 }
@@ -40,24 +40,13 @@ interface Report extends Verdict {
   readonly settled: number
   /** Milliseconds from the last fault until every view was equal to the log. */
   readonly caughtUp: number
+  readonly samples: ReadonlyArray<Sample>
   readonly resources: ReadonlyArray<{ readonly before: Resources | undefined; readonly after: Resources | undefined }>
   /** Services that ended without having been killed: before they had opened, and after. */
   readonly ends: { readonly beforeOpening: number; readonly afterOpening: number }
 }
 
 const owner = "ada"
-
-/** Waits for a condition for as long as people wait before they call somebody. */
-const within = <A>(minutes: number, what: string, condition: Effect.Effect<A | undefined>) =>
-  Effect.gen(function* () {
-    const end = performance.now() + minutes * 60_000
-    for (;;) {
-      const found = yield* condition
-      if (found !== undefined) return found
-      if (performance.now() > end) return yield* Effect.die(new Error(`after ${minutes} minutes ${what}`))
-      yield* Effect.sleep("50 millis")
-    }
-  })
 
 /** How each operation is asked for. */
 const requestOf = (
@@ -168,6 +157,49 @@ const readEverything = (history: History, services: ReadonlyArray<Service>, acco
     { concurrency: "unbounded", discard: true }
   )
 
+/** Milliseconds until an event is in the view of the service that has stored it; `undefined` if it is not in time. */
+const lagOf = Effect.fnUntraced(function* (history: History, service: Service, account: string) {
+  const url = service.url() ?? ""
+  const process = history.newProcess()
+  if ((yield* operate(history, process, service, "deposit", account, { cents: yield* amount(100) })) !== "ok")
+    return undefined
+  const begin = performance.now()
+  const { balance } = history.entries.findLast((entry) => entry.process === process)!.value
+  for (;;) {
+    const page = yield* ask(url, "GET", `/accounts/${account}/statement?limit=1`)
+    const lag = Math.round(performance.now() - begin)
+    if (page.body?.lines?.[0]?.balance === balance) return lag
+    if (lag > 60_000) return undefined
+    yield* Effect.sleep("10 millis")
+  }
+})
+
+/** Measures now and then. */
+const sample = Effect.fnUntraced(function* (
+  history: History,
+  services: ReadonlyArray<Service>,
+  seconds: number,
+  isOver: () => boolean
+) {
+  const samples: Array<Sample> = []
+  const begin = performance.now()
+  while (!isOver()) {
+    const at = performance.now()
+    for (const service of services) {
+      const lag = yield* lagOf(history, service, probeOf(service.index))
+      const held = yield* service.resources
+      if (lag === undefined || held === undefined) continue
+      const { handles, heapMegabytes } = held
+      samples.push({ service: service.index, at: Math.round(at - begin), heapMegabytes, handles, lag })
+    }
+    yield* Effect.sleep(Math.max(0, at + seconds * 1000 - performance.now()))
+  }
+  return samples
+})
+
+/** An account that only measurements use. */
+const probeOf = (service: number) => `probe-${service}`
+
 /** The log and the index, by a journal that had no part in the run. */
 const readJournal = (accounts: ReadonlyArray<string>) =>
   Effect.gen(function* () {
@@ -231,15 +263,9 @@ export const run = Effect.fnUntraced(function* (options: Options) {
   const cluster = yield* CassandraCluster
   const history = new History(join(options.folder, "history.ndjson"))
   yield* Effect.addFinalizer(() => Effect.sync(() => history.flush()))
-  const keyspace = `faults_${crypto.randomUUID().replaceAll("-", "")}`
-  const accounts = Array.from({ length: options.accounts }, (_, i) => `account-${i}`)
-  const session = CassandraSession.CassandraSession.layer({
-    ...cluster.connection,
-    keyspace,
-    replication: { datacenter1: 3 },
-    service: "bank"
-  })
-  yield* Effect.provide(cql`SELECT release_version FROM system.local`.one, session)
+  const busy = Array.from({ length: options.accounts }, (_, i) => `account-${i}`)
+  const accounts = [...busy, ...Array.from({ length: options.writers }, (_, i) => probeOf(i))]
+  const { keyspace, session } = yield* makeKeyspace(cluster.connection)
 
   const services: Array<Service> = []
   for (let i = 0; i < options.writers; i++) {
@@ -274,12 +300,18 @@ export const run = Effect.fnUntraced(function* (options: Options) {
     services.flatMap((service) => Array.from({ length: options.callers }, () => service)),
     (service, i) =>
       Effect.forkChild(
-        caller(history, service, accounts, (options.callers * 1000) / options.rate, () => over).pipe(
+        caller(history, service, busy, (options.callers * 1000) / options.rate, () => over).pipe(
           Random.withSeed(`${options.seed} caller ${i}`)
         )
       )
   )
   const begin = performance.now()
+  const { sampleSeconds } = options
+  const sampler = yield* Effect.forkChild(
+    sampleSeconds === undefined
+      ? Effect.succeed([])
+      : sample(history, services, sampleSeconds, () => over).pipe(Random.withSeed(`${options.seed} samples`))
+  )
   const faults: Array<Done> = []
   for (let round = 1; round <= 4; round++) {
     const until = begin + round * options.seconds * 1000
@@ -295,6 +327,7 @@ export const run = Effect.fnUntraced(function* (options: Options) {
   const mended = performance.now()
   over = true
   for (const fiber of callers) yield* Fiber.join(fiber)
+  const samples = yield* Fiber.join(sampler)
   yield* readEverything(history, services, accounts)
   const calm = performance.now()
   const answered = calm - mended
@@ -309,6 +342,7 @@ export const run = Effect.fnUntraced(function* (options: Options) {
     transfers,
     ...stored,
     resources: services.map((_, i) => ({ before: before[i], after: after[i] })),
+    samples,
     calm
   }
   const verdict = yield* within(
@@ -333,6 +367,7 @@ export const run = Effect.fnUntraced(function* (options: Options) {
     answered: Math.round(answered),
     settled: Math.round(settled),
     caughtUp: Math.round(caughtUp),
+    samples,
     resources: looked.resources,
     ends: {
       beforeOpening: services.reduce((total, { ends }) => total + ends.beforeOpening, 0),

@@ -5,10 +5,12 @@ import { type ChildProcess, spawn } from "node:child_process"
 import { createWriteStream, readdirSync, readFileSync } from "node:fs"
 import { createInterface } from "node:readline"
 import { fileURLToPath } from "node:url"
+import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
+import { cql } from "@effect-cassandra/session/Statement"
 import type { Network } from "@effect-cassandra/testing/CassandraCluster"
 import type { Connection } from "@effect-cassandra/testing/CassandraServer"
 import type { SkewedClock } from "@effect-cassandra/testing/SkewedClock"
-import { Effect } from "effect"
+import { Effect, Redacted } from "effect"
 import { type Complaint, isInside, type Resources } from "./checker.ts"
 
 const root = fileURLToPath(new URL("../..", import.meta.url))
@@ -37,6 +39,19 @@ export interface Service extends Bank {
   readonly network: Network
 }
 
+/** A keyspace with three copies of everything, and a session in it. */
+export const makeKeyspace = Effect.fnUntraced(function* (connection: Connection) {
+  const keyspace = `faults_${crypto.randomUUID().replaceAll("-", "")}`
+  const session = CassandraSession.layer({
+    ...connection,
+    keyspace,
+    replication: { datacenter1: 3 },
+    service: "bank"
+  })
+  yield* Effect.provide(cql`SELECT release_version FROM system.local`.one, session)
+  return { keyspace, session }
+})
+
 /** Runs a bank until the scope is closed; its output goes to a file. */
 export const runBank = Effect.fnUntraced(function* (
   connection: Connection,
@@ -53,7 +68,7 @@ export const runBank = Effect.fnUntraced(function* (
   let url: string | undefined
   let closing = false
   let killed = false
-  const { addresses = {}, contactPoints, localDataCenter = "datacenter1" } = connection
+  const { addresses = {}, contactPoints, localDataCenter = "datacenter1", password, username } = connection
   const translated = Object.entries(addresses)
     .map(([node, proxy]) => `${node}=${proxy}`)
     .join(",")
@@ -75,6 +90,8 @@ export const runBank = Effect.fnUntraced(function* (
         CASSANDRA_CONTACT_POINTS: contactPoints!.join(","),
         CASSANDRA_LOCAL_DC: localDataCenter,
         ...(translated === "" ? {} : { CASSANDRA_ADDRESSES: translated }),
+        ...(username === undefined ? {} : { CASSANDRA_USERNAME: username }),
+        ...(password === undefined ? {} : { CASSANDRA_PASSWORD: Redacted.value(password) }),
         BANK_KEYSPACE: keyspace,
         PORT: "0"
       },
@@ -173,5 +190,17 @@ export const ask = (url: string, method: string, path: string, body?: unknown): 
     } catch (error) {
       const code = (error as { readonly cause?: { readonly code?: string } }).cause?.code
       return { status: code === "ECONNREFUSED" ? "not sent" : "unknown", body: undefined }
+    }
+  })
+
+/** Waits for a condition for as long as people wait before they call somebody. */
+export const within = <A, E, R>(minutes: number, what: string, condition: Effect.Effect<A | undefined, E, R>) =>
+  Effect.gen(function* () {
+    const end = performance.now() + minutes * 60_000
+    for (;;) {
+      const found = yield* condition
+      if (found !== undefined) return found
+      if (performance.now() > end) return yield* Effect.die(new Error(`after ${minutes} minutes ${what}`))
+      yield* Effect.sleep("50 millis")
     }
   })
