@@ -1,6 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Journal } from "@effect-cassandra/journal/Journal"
 import {
+  Cause,
   Context,
   Effect,
   Exit,
@@ -124,6 +125,14 @@ const logOf = (id: string) => Effect.flatMap(Order, (orders) => orders(id).Log()
 const thingsIn = (id: string) => Effect.flatMap(Box, (boxes) => boxes(id).Things())
 const orderThing = (id: string, thing: string) => Effect.flatMap(Order, (orders) => orders(id).Order({ thing }))
 
+/** What is logged as an error. */
+const errorsOf = (messages: Array<string>) =>
+  Logger.layer([
+    Logger.make(({ cause, logLevel, message }) => {
+      if (logLevel === "Error") messages.push(`${message} ${Cause.pretty(cause)}`)
+    })
+  ])
+
 describe("reactions", () => {
   it.live("lead to commands of other entities and of the same one, in the order of the events", () =>
     Effect.gen(function* () {
@@ -237,6 +246,49 @@ describe("reactions", () => {
     )
   )
 
+  it.live("that send two commands under one id say so, and none of them is lost without a word", () => {
+    const errors: Array<string> = []
+    return Effect.gen(function* () {
+      const journal = yield* Journal
+      const both = (own: (id: string) => <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>) =>
+        Order.behavior({
+          ...order,
+          timers: {},
+          reactions: {
+            Ordered: ({ thing }, { entityId, self, sequence }) =>
+              Effect.gen(function* () {
+                const box = (yield* Box)(entityId)
+                yield* Effect.orDie(box.Put({ thing }))
+                yield* Effect.orDie(box.Put({ thing: `lid of ${thing}` }).pipe(own(`${sequence}`)))
+                yield* self.Deliver({ thing })
+              })
+          }
+        })
+      yield* process(
+        journal,
+        Effect.andThen(
+          orderThing("x", "a"),
+          until(
+            Effect.sync(() => errors.length),
+            (count) => count > 1
+          )
+        ),
+        both(() => (effect) => effect)
+      )
+      assert.match(errors.join(), /CommandIdReused: Put for Box "x" with the id "Order\/x\/1\/Put": .* withCommandId/)
+      yield* process(
+        journal,
+        until(logOf("x"), (log) => log.includes("Delivered a")),
+        both(PersistentEntity.withCommandId)
+      )
+      const stored = yield* journal.load({ entityType: "Box", entityId: "x" })
+      assert.deepStrictEqual(
+        stored.events.map(({ payload }) => payload),
+        [{ thing: "a" }, { thing: "lid of a" }]
+      )
+    }).pipe(Effect.provide(Journal.layerMemory({ shards: 1 }), { local: true }), Effect.provide(errorsOf(errors)))
+  })
+
   it.live("that are done and noted are not begun again", () =>
     Effect.gen(function* () {
       const journal = yield* Journal
@@ -314,14 +366,6 @@ describe("reactions", () => {
     }).pipe(inMemory)
   )
 })
-
-/** What is logged as an error. */
-const errorsOf = (messages: Array<string>) =>
-  Logger.layer([
-    Logger.make(({ logLevel, message }) => {
-      if (logLevel === "Error") messages.push(String(message))
-    })
-  ])
 
 const notes = { entityType: "Order.reactions", entityId: "shard-0" }
 

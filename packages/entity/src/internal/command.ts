@@ -9,6 +9,8 @@ export interface CommandIds {
   readonly strict: boolean
   /** Microseconds since the epoch, before which nobody can have given the command. */
   readonly since?: number
+  /** The payloads of the commands given so far, by entity and id, where two of one id are known to be a mistake. */
+  readonly given?: Map<string, unknown>
 }
 
 /** The ids of the commands in an effect; without it they have none. */

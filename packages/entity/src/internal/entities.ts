@@ -1,6 +1,7 @@
 /**
  * The entities of one type in this process: commands take turns at each, are decided, stored and answered.
  */
+import { isDeepStrictEqual } from "node:util"
 import type { StoredEvent } from "@effect-cassandra/journal/EventCodec"
 import type { Append, Journal, Json, LogPosition } from "@effect-cassandra/journal/Journal"
 import type { JournalError } from "@effect-cassandra/journal/JournalError"
@@ -297,6 +298,11 @@ export class Entities<State> {
     if (ids !== undefined) {
       if (loaded.commands === undefined) return Effect.flatMap(this.#load(instance, true), () => this.#turn(ask))
       const id = ids.of(command.tag)
+      if (ids.given !== undefined) {
+        const name = JSON.stringify([this.#entityType, instance.entityId, id])
+        if (!ids.given.has(name)) ids.given.set(name, payload)
+        else if (!isDeepStrictEqual(ids.given.get(name), payload)) return this.#reused(ask, id)
+      }
       const { answers, from } = loaded.commands
       if (answers.has(id)) return this.#repeat(ask, loaded, answers.get(id), id)
       if (ids.since !== undefined && ids.since < from.stamp) return this.#tooOld(ask, id)
@@ -388,21 +394,14 @@ export class Entities<State> {
     const answer = command.answers.decode(stored, ids!.strict ? command.answers.digest(payload) : undefined)
     if (ask.place !== undefined) ask.place.last = this.#placeOf(entityId, loaded.validThrough)
     if (typeof answer !== "string") return answer
-    const what = `${command.tag} for ${this.#entityType} "${entityId}" with the id "${commandId}"`
-    const names = { ...this.#names(entityId, command), commandId }
-    return answer === "reused"
-      ? fail(
-          new CommandIdReused({
-            ...names,
-            message: `${what}: the id was given to another command or payload before; nothing was stored`
-          })
-        )
-      : fail(
-          new UndecodableAnswer({
-            ...names,
-            message: `${what} was carried out before, but its answer no longer fits the schemas of the command`
-          })
-        )
+    if (answer === "reused") return this.#reused(ask, commandId)
+    const message = `${command.tag} for ${this.#entityType} "${entityId}" with the id "${commandId}" was carried out before, but its answer no longer fits the schemas of the command`
+    return fail(new UndecodableAnswer({ ...this.#names(entityId, command), commandId, message }))
+  }
+
+  #reused({ command, instance: { entityId } }: Ask<State>, commandId: string): Answer {
+    const message = `${command.tag} for ${this.#entityType} "${entityId}" with the id "${commandId}": the id was given to another command or payload before; nothing was stored. Give each its own by withCommandId`
+    return fail(new CommandIdReused({ ...this.#names(entityId, command), commandId, message }))
   }
 
   /** Rather not at all than twice. */

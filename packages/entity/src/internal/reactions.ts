@@ -290,14 +290,20 @@ class Reactions {
     const { entityType, metrics, services } = this.#env
     const { entityId, metadata, sequence, stamp, type } = event
     const id = `${entityType}/${entityId}/${sequence}${part}`
-    const ids = { of: (command: string) => `${id}/${command}`, strict: false, since: stamp }
+    const idOf = (command: string) => `${id}/${command}`
     const correlationId = metadata.correlationId ?? metadata.commandId
-    return job.pipe(
+    return Effect.suspend(() =>
+      Effect.provideService(job, CurrentCommandIds, {
+        of: idOf,
+        strict: false,
+        since: stamp,
+        given: new Map<string, unknown>()
+      })
+    ).pipe(
       Effect.withSpan(`${entityType} reacts to ${type}`, {
         attributes: { "entity.type": entityType, "entity.event": type },
         parent: parentOf(metadata.traceparent)
       }),
-      Effect.provideService(CurrentCommandIds, ids),
       Effect.provideService(CurrentMetadata, {
         causationId: id,
         ...(correlationId === undefined ? {} : { correlationId })
