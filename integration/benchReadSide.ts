@@ -100,7 +100,7 @@ const visible = (name: string, account: string, sequence: number, acknowledged: 
   })
 
 /** Seconds, in which the server and this process compile their code. */
-const warmUp = 4
+const warmUp = 12
 
 const describe = (lags: ReadonlyArray<number>) => {
   const sorted = [...lags].sort((a, b) => a - b)
