@@ -307,6 +307,7 @@ const run = Effect.fnUntraced(function* <State, Event extends EventSchema, Comma
   class EntityClient {
     readonly entityId: string
     constructor(entityId: string) {
+      if (typeof entityId !== "string") throw new TypeError(`the id of a ${entityType} must be text, not ${entityId}`)
       this.entityId = entityId
     }
   }

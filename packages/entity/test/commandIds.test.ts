@@ -104,6 +104,23 @@ const suite = (name: string, journal: Layer.Layer<Journal, JournalError>) =>
       })
     )
 
+    it.effect("an answer that does not fit the command's schemas is named, and nothing is stored", () =>
+      Effect.gen(function* () {
+        const wrong = Counter.layer({
+          ...behavior,
+          commands: { ...behavior.commands, Total: () => Decision.reply(0.5) }
+        }).pipe(Layer.provide(Layer.succeed(Limits, { max: 10 })))
+        const exit = yield* Effect.gen(function* () {
+          return yield* Effect.exit((yield* Counter)("wrong").Total().pipe(withCommandId("w")))
+        }).pipe(Effect.provide(Layer.fresh(wrong)))
+        assert.include(
+          String(Exit.isFailure(exit) && exit.cause),
+          "the reply of Total does not fit its schema: Expected an integer"
+        )
+        assert.deepStrictEqual(yield* eventsOf("wrong"), [])
+      })
+    )
+
     it.effect("commands in a handler's effects do not inherit the id of its command", () =>
       Effect.gen(function* () {
         const counters = yield* Counter

@@ -25,6 +25,7 @@ import { Rpc } from "effect/rpc"
 import * as Decision from "../src/Decision.ts"
 import { EntityError } from "../src/EntityError.ts"
 import * as PersistentEntity from "../src/PersistentEntity.ts"
+import * as TestEntity from "../src/TestEntity.ts"
 import { behavior, Counter, Limits } from "./counter.ts"
 
 /** A journal in memory that a test can hold up and watch. */
@@ -681,8 +682,14 @@ describe("options", () => {
 
   it.live("that make no sense are refused by name", () =>
     Effect.gen(function* () {
-      const exit = yield* Effect.exit(Layer.build(live({ snapshotEvery: 0 })).pipe(Effect.scoped))
-      assert.match(String(Exit.isFailure(exit) && exit.cause), /Counter: snapshotEvery is 0/)
+      for (const [options, says] of [
+        [{ snapshotEvery: 0 }, "Counter: snapshotEvery is 0, it must be a whole number from 1 on"],
+        [{ askTimeout: -1 }, 'Counter: askTimeout is -1, it must be a duration, as "5 seconds"'],
+        [{ passivateAfter: "a while" as "1 hour" }, 'Counter: passivateAfter is "a while", it must be a duration']
+      ] as const) {
+        const exit = yield* Effect.exit(Layer.build(live(options)).pipe(Effect.scoped))
+        assert.include(String(Exit.isFailure(exit) && exit.cause), says)
+      }
     })
   )
 })
@@ -700,21 +707,54 @@ describe("a definition that cannot work is refused", () => {
     assert.throws(() => make(Rpc.make("then")), "a command cannot be named then")
   })
 
-  it.live("handlers without a command, commands without a handler, where there are no types", () =>
+  it.live("a behavior that does not fit the definition, where there are no types", () =>
     Effect.gen(function* () {
-      const wrong = make(Rpc.make("A"))
-      for (const [commands, says] of [
-        [{}, "Wrong has no handler for its command A"],
+      const right = { apply: () => 0, commands: { A: () => Decision.reply(undefined) } }
+      for (const [wrong, says] of [
+        [{ commands: {} }, "Wrong has no handler for its command A"],
+        [{ commands: { ...right.commands, B: () => 1 } }, "Wrong has a handler for B, which is not among its commands"],
+        [{ apply: undefined }, "Wrong has no function apply"],
         [
-          { A: () => Decision.reply(undefined), B: () => 1 },
-          "Wrong has a handler for B, which is not among its commands"
+          { reactions: { Happened: () => Effect.void } },
+          "Wrong has a reaction or timer for Happened, which is not among its events"
         ]
       ] as const) {
-        const layer = wrong.layer({ apply: () => 0, commands } as never).pipe(Layer.provide(Journal.layerMemory()))
+        const layer = make(Rpc.make("A"))
+          .layer({ ...right, ...wrong } as never)
+          .pipe(Layer.provide(Journal.layerMemory()))
         const exit = yield* Effect.exit(Effect.scoped(Layer.build(layer)))
         assert.include(String(Exit.isFailure(exit) && exit.cause), says)
       }
     })
+  )
+
+  it("an initial state that does not fit its schema", () => {
+    const Wrong = PersistentEntity.make("Wrong", {
+      state: Schema.Int,
+      initialState: 0.5,
+      events: [],
+      commands: []
+    })
+    assert.throws(
+      () => TestEntity.make(Wrong, Wrong.behavior({ apply: () => 0, commands: {} })),
+      "Wrong: the initial state does not fit its schema: Expected an integer"
+    )
+  })
+
+  it.live("ids and decisions that are none, where there are no types", () =>
+    Effect.gen(function* () {
+      const wrong = make(Rpc.make("A"))
+      const layer = wrong.layer({ apply: () => 0, commands: { A: () => Promise.resolve() } } as never)
+      yield* Effect.gen(function* () {
+        const entities = (yield* wrong) as unknown as (id: unknown) => { readonly A: () => Effect.Effect<void> }
+        assert.throws(() => entities(7), "the id of a Wrong must be text, not 7")
+        const exit = yield* Effect.exit(entities("a").A())
+        assert.include(
+          String(Exit.isFailure(exit) && exit.cause),
+          "the handler of A of Wrong gave [object Promise], which is no decision: Decision.persist, reply or reject"
+        )
+      }).pipe(Effect.provide(layer.pipe(Layer.provide(Journal.layerMemory()))))
+    }).pipe(Effect.provideService(References.MinimumLogLevel, "None"))
   )
 })
 

@@ -308,7 +308,7 @@ export const make = <const Event extends EventSchema>(
       } catch (error) {
         const issue = error instanceof Error ? error.cause : undefined
         if (!SchemaIssue.isIssue(issue)) throw error
-        throw new Error(`an event "${event._tag}" does not fit its schema: ${describeIssue(issue)}`, { cause: issue })
+        throw new Error(`an event "${event._tag}" does not fit its schema: ${describeIssue(issue)}`)
       }
       const { _tag, ...payload } = encoded as { readonly _tag: string }
       return { type: _tag, version: found.version, payload }

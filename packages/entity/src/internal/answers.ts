@@ -2,9 +2,9 @@
  * The answer to a command as it is stored with the command's id, so that the same command gets the same answer again.
  */
 import { createHash } from "node:crypto"
-import { json } from "@effect-cassandra/journal/EventCodec"
+import { describeIssue, json } from "@effect-cassandra/journal/EventCodec"
 import type { Json } from "@effect-cassandra/journal/Journal"
-import { Cause, Effect, Exit, Schema, SchemaParser } from "effect"
+import { Cause, Effect, Exit, Result, Schema, SchemaParser } from "effect"
 import type { Rpc } from "effect/rpc"
 
 const Stored = Schema.Struct({
@@ -32,12 +32,22 @@ export const makeAnswers = (command: Rpc.AnyWithProps): Answers => {
   // Few commands have ids: what they need is made when the first one comes.
   let made: ReturnType<typeof make> | undefined
   const make = () => {
-    const success = json(command.successSchema as Schema.Codec<unknown>)
-    const error = json(command.errorSchema as Schema.Codec<unknown>)
+    const codec = (what: string, schema: Schema.Top) => {
+      const asJson = json(schema as Schema.Codec<unknown>)
+      const encode = SchemaParser.encodeUnknownResult(asJson)
+      return {
+        decode: SchemaParser.decodeUnknownExit(asJson),
+        encode: (value: unknown): Json => {
+          const encoded = encode(value)
+          if (Result.isSuccess(encoded)) return encoded.success
+          throw new Error(`the ${what} of ${tag} does not fit its schema: ${describeIssue(encoded.failure)}`)
+        }
+      }
+    }
     return {
-      payload: SchemaParser.encodeSync(json(command.payloadSchema as Schema.Codec<unknown>)),
-      success: { encode: SchemaParser.encodeSync(success), decode: SchemaParser.decodeUnknownExit(success) },
-      error: { encode: SchemaParser.encodeSync(error), decode: SchemaParser.decodeUnknownExit(error) }
+      payload: codec("payload", command.payloadSchema),
+      success: codec("reply", command.successSchema),
+      error: codec("error", command.errorSchema)
     }
   }
   const { _tag: tag } = command
@@ -45,7 +55,7 @@ export const makeAnswers = (command: Rpc.AnyWithProps): Answers => {
   return {
     digest: (payload) =>
       createHash("sha256")
-        .update(JSON.stringify(codecs().payload(payload)) ?? "")
+        .update(JSON.stringify(codecs().payload.encode(payload)) ?? "")
         .digest("base64url")
         .slice(0, 16),
     encode: (answer, digest) => ({

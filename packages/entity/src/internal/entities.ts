@@ -318,6 +318,10 @@ export class Entities<State> {
 
   #carryOut(ask: Ask<State>, loaded: Loaded<State>, decision: AnyDecision<State>): Answer {
     const { model } = this.#env
+    if (decision?._tag !== "Persist" && decision?._tag !== "Reply" && decision?._tag !== "Reject") {
+      const what = `the handler of ${ask.command.tag} of ${this.#entityType} gave ${decision}`
+      throw new TypeError(`${what}, which is no decision: Decision.persist, reply or reject`)
+    }
     let { state } = loaded
     const events: Array<StoredEvent> = []
     let due = false

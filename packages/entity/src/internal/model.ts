@@ -57,6 +57,9 @@ export const makeModel = <State, Event extends EventSchema, Commands extends Rpc
   definition: Definition<Schema.Codec<State, any>, Event, Commands>,
   behavior: Behavior<State, Event, Commands, any>
 ): Model<State> => {
+  const problem = problemOf(definition.state)(definition.initialState)
+  if (problem !== undefined) throw new Error(`${entityType}: the initial state does not fit its schema: ${problem}`)
+  if (typeof behavior.apply !== "function") throw new Error(`${entityType} has no function apply`)
   const stateSchema = json(definition.state)
   const decodeState = SchemaParser.decodeUnknownResult(stateSchema)
   const commands = new Map<string, Command<State>>()
@@ -75,11 +78,16 @@ export const makeModel = <State, Event extends EventSchema, Commands extends Rpc
   for (const tag of Object.keys(behavior.commands)) {
     if (!commands.has(tag)) throw new Error(`${entityType} has a handler for ${tag}, which is not among its commands`)
   }
+  const events = makeEventCodec(definition.events as ReadonlyArray<EventSchema>)
+  for (const tag of Object.keys({ ...behavior.reactions, ...behavior.timers })) {
+    if (events.types.includes(tag)) continue
+    throw new Error(`${entityType} has a reaction or timer for ${tag}, which is not among its events`)
+  }
   return {
     entityType,
     initialState: definition.initialState,
     commands,
-    events: makeEventCodec(definition.events as ReadonlyArray<EventSchema>),
+    events,
     apply: behavior.apply as Model<State>["apply"],
     snapshotWhen: behavior.snapshotWhen as Model<State>["snapshotWhen"],
     encodeState: SchemaParser.encodeSync(stateSchema),

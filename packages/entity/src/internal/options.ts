@@ -1,4 +1,4 @@
-import { Config, Duration, Effect } from "effect"
+import { Config, Duration, Effect, Option } from "effect"
 import type { Options } from "../PersistentEntity.ts"
 
 const optional = <A>(config: Config.Config<A>) => Config.withDefault(config, undefined)
@@ -30,22 +30,29 @@ export const settings = Effect.fnUntraced(function* (entityType: string, options
       new RangeError(`${entityType}: ${name} is ${value}, it must be a whole number from ${min} on`)
     )
   })
+  const millis = Effect.fnUntraced(function* (name: keyof Options, input: Duration.Input) {
+    const duration = Duration.fromInput(input)
+    if (Option.isSome(duration) && !Duration.isNegative(duration.value)) return Duration.toMillis(duration.value)
+    return yield* Effect.die(
+      new RangeError(`${entityType}: ${name} is ${JSON.stringify(input)}, it must be a duration, as "5 seconds"`)
+    )
+  })
   return {
     snapshotEvery:
       options.snapshotEvery === "never"
         ? Number.POSITIVE_INFINITY
         : yield* count("snapshotEvery", options.snapshotEvery ?? 100, 1),
     snapshotsKept: yield* count("snapshotsKept", options.snapshotsKept ?? 3, 1),
-    passivateAfter: Duration.toMillis(options.passivateAfter ?? "2 minutes"),
+    passivateAfter: yield* millis("passivateAfter", options.passivateAfter ?? "2 minutes"),
     maxEntities: yield* count("maxEntities", options.maxEntities ?? 100_000, 1),
     maxConflicts: yield* count("maxConflicts", options.maxConflicts ?? 50, 0),
     mailboxSize: yield* count("mailboxSize", options.mailboxSize ?? 1000, 1),
-    askTimeout: Duration.toMillis(options.askTimeout ?? "30 seconds"),
+    askTimeout: yield* millis("askTimeout", options.askTimeout ?? "30 seconds"),
     maxRecoveries: yield* count("maxRecoveries", options.maxRecoveries ?? 100, 1),
-    recoveryTimeout: Duration.toMillis(options.recoveryTimeout ?? "20 seconds"),
-    restartBackOff: Duration.toMillis(options.restartBackOff ?? "100 millis"),
-    maxRestartBackOff: Duration.toMillis(options.maxRestartBackOff ?? "10 seconds"),
-    shutdownTimeout: Duration.toMillis(options.shutdownTimeout ?? "20 seconds"),
+    recoveryTimeout: yield* millis("recoveryTimeout", options.recoveryTimeout ?? "20 seconds"),
+    restartBackOff: yield* millis("restartBackOff", options.restartBackOff ?? "100 millis"),
+    maxRestartBackOff: yield* millis("maxRestartBackOff", options.maxRestartBackOff ?? "10 seconds"),
+    shutdownTimeout: yield* millis("shutdownTimeout", options.shutdownTimeout ?? "20 seconds"),
     react: options.react ?? true,
     spanEntityId: options.spanEntityId ?? false
   }
