@@ -50,7 +50,9 @@ const journalAppend = Effect.gen(function* () {
           journal.append({
             ...key,
             expected,
-            events: [codec.encode(Deposited.make({ cents: 100, balance: expected.sequence, note }))]
+            events: [
+              { type: "Deposited", payload: { _tag: "Deposited", cents: 100, balance: expected.sequence, note } }
+            ]
           }),
           (position) => {
             positions[loop] = position

@@ -284,9 +284,17 @@ export const makeJournal = Effect.fnUntraced(function* (
       }
       if (bodies.length === 0) return { sequence, validThrough, repeated: false, answer: undefined }
       const placed = yield* Effect.result(
-        log.append({ entityId, expected: sequence, floating, validThrough, events: bodies, size })
+        log.append({
+          entityId,
+          expected: sequence,
+          floating,
+          validThrough,
+          events: bodies,
+          size,
+          answer: command?.answer
+        })
       )
-      if (Result.isSuccess(placed)) return { ...placed.success, repeated: false, answer: command?.answer }
+      if (Result.isSuccess(placed)) return placed.success
       if (placed.failure.reason._tag !== "SequenceConflict" || looks >= maxLooks) return yield* placed.failure
     }
   })
@@ -302,10 +310,8 @@ export const makeJournal = Effect.fnUntraced(function* (
       if (typeof expected !== "object") return place(self, events, size)
       const { sequence, validThrough } = expected
       if (events.length === 0) return Effect.succeed({ sequence, validThrough, repeated: false, answer: undefined })
-      return Effect.map(
-        send(self, { entityId, expected: sequence, floating: false, validThrough, events, size }),
-        ({ sequence, validThrough }): Appended => ({ sequence, validThrough, repeated: false, answer: command?.answer })
-      )
+      const answer = command?.answer
+      return send(self, { entityId, expected: sequence, floating: false, validThrough, events, size, answer })
     })
 
   const confirm = ({ entityId, entityType }: EntityKey, position: Position) =>
@@ -390,7 +396,8 @@ export const makeJournal = Effect.fnUntraced(function* (
           floating: false,
           validThrough,
           events: [fact],
-          size: fact.text.length
+          size: fact.text.length,
+          answer: undefined
         })
       )
       if (Result.isSuccess(placed)) {

@@ -4,6 +4,7 @@
  */
 import type { CassandraError } from "@effect-cassandra/session/CassandraError"
 import { type Clock, Effect, Exit, Latch, Option, Random, Schedule, Semaphore } from "effect"
+import type { Appended, Json } from "../Journal.ts"
 import { ClockSkew, JournalError, OutcomeUnknown, SequenceConflict } from "../JournalError.ts"
 import { afterDeletion, BlockBuilder, type Body, deletedType, type Entry, itemOf, stampStep } from "./block.ts"
 import { EntityIndex } from "./entityIndex.ts"
@@ -37,12 +38,8 @@ export interface AppendRequest {
   readonly events: ReadonlyArray<Body>
   /** Characters of the events' JSON. */
   readonly size: number
-}
-
-/** Where the last event of an append stands: its sequence number and its offset. */
-export interface Placed {
-  readonly sequence: number
-  readonly validThrough: number
+  /** Of the command whose events they are. */
+  readonly answer: Json | undefined
 }
 
 /** Who waits for a look at the head. */
@@ -53,7 +50,7 @@ interface Pending {
   /** The sequence number before the first event, once it is in a block. */
   after: number
   readonly request: AppendRequest
-  readonly resume: (effect: Effect.Effect<Placed, JournalError>) => void
+  readonly resume: (effect: Effect.Effect<Appended, JournalError>) => void
 }
 
 /** Blocks kept in memory for the readers of this process, by events. */
@@ -140,8 +137,8 @@ export class ShardLog {
   // ------------------------------------------------------------------------------------------------ requests
 
   /** Appends events; answered when they are stored. */
-  append(request: AppendRequest): Effect.Effect<Placed, JournalError> {
-    return Effect.callback<Placed, JournalError>((resume) => {
+  append(request: AppendRequest): Effect.Effect<Appended, JournalError> {
+    return Effect.callback<Appended, JournalError>((resume) => {
       const refused = this.#refusal()
       if (refused !== undefined) return resume(Effect.fail(refused))
       this.#pending.push({ since: this.#clock.currentTimeMillisUnsafe(), after: 0, request, resume })
@@ -438,7 +435,7 @@ export class ShardLog {
       const now = self.#clock.currentTimeMillisUnsafe() * 1000
       let stamp = Math.max(now, self.#lastStamp + stampStep) - stampStep
       const builder = new BlockBuilder()
-      const placed: Array<Placed> = []
+      const appended: Array<Appended> = []
       let offset = self.head
       for (const { after, request } of taken) {
         let sequence = after
@@ -446,7 +443,7 @@ export class ShardLog {
           stamp += stampStep
           builder.add(request.entityId, ++sequence, ++offset, stamp, body)
         }
-        placed.push({ sequence, validThrough: offset })
+        appended.push({ sequence, validThrough: offset, repeated: false, answer: request.answer })
       }
       if (stamp - now > maxSkewMicros) {
         const message = `the newest event of ${nameOf(self.log)} is stamped ${Math.round((self.#lastStamp - now) / 1e6)} s ahead of this process's clock: set the clocks right`
@@ -472,7 +469,7 @@ export class ShardLog {
           const { blockId, place, written } = block
           self.#apply({ from: self.head, to: offset, blockId, stamp, place, written, entries })
           self.#onAppended(offset)
-          for (let i = 0; i < taken.length; i++) taken[i]!.resume(Effect.succeed(placed[i]!))
+          for (let i = 0; i < taken.length; i++) taken[i]!.resume(Effect.succeed(appended[i]!))
           return true
         }
         case "Refused": {
