@@ -20,6 +20,7 @@ import {
   note,
   percentile,
   plainInsert,
+  ServerLive,
   SessionLive
 } from "./benchmark.ts"
 
@@ -190,7 +191,7 @@ await Effect.runPromise(
       Layer.mergeAll(AccountLive, ReadSide.layer([Balances])).pipe(
         Layer.provideMerge(Journal.layer()),
         Layer.provideMerge(SessionLive),
-        Layer.provideMerge(CassandraServer.layer())
+        Layer.provideMerge(ServerLive)
       )
     )
   )

@@ -16,6 +16,7 @@ import {
   note,
   percentile,
   plainInsert,
+  ServerLive,
   sessionLayer
 } from "./benchmark.ts"
 
@@ -196,7 +197,7 @@ const one = Effect.gen(function* () {
     }
     if (shards.length === 1) yield* reading
   }).pipe(Effect.provide(sessionLayer(connection)))
-}).pipe(Effect.provide(CassandraServer.layer()))
+}).pipe(Effect.provide(ServerLive))
 
 const three = Effect.gen(function* () {
   const cluster = yield* CassandraCluster

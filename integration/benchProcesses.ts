@@ -4,7 +4,7 @@ import { parseArgs } from "node:util"
 import { CassandraServer } from "@effect-cassandra/testing/CassandraServer"
 import { Effect } from "effect"
 import { type Appender, startAppender } from "./appenders.ts"
-import { median } from "./benchmark.ts"
+import { median, ServerLive } from "./benchmark.ts"
 
 const { values } = parseArgs({
   options: {
@@ -78,4 +78,4 @@ const program = Effect.gen(function* () {
   console.table(table)
 })
 
-await Effect.runPromise(Effect.scoped(program).pipe(Effect.provide(CassandraServer.layer())))
+await Effect.runPromise(Effect.scoped(program).pipe(Effect.provide(ServerLive)))

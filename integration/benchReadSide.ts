@@ -13,6 +13,7 @@ import { cql } from "@effect-cassandra/session/Statement"
 import { CassandraServer, type Connection } from "@effect-cassandra/testing/CassandraServer"
 import driver from "cassandra-driver"
 import { Effect, Fiber, Layer, Schema } from "effect"
+import { ServerLive } from "./benchmark.ts"
 
 const { values } = parseArgs({
   options: {
@@ -375,9 +376,7 @@ const Session = Layer.unwrap(
 
 await Effect.runPromise(
   program.pipe(
-    Effect.provide(
-      Journal.layer({ shards: 10 }).pipe(Layer.provideMerge(Session), Layer.provideMerge(CassandraServer.layer()))
-    )
+    Effect.provide(Journal.layer({ shards: 10 }).pipe(Layer.provideMerge(Session), Layer.provideMerge(ServerLive)))
   )
 )
 process.exit(0)

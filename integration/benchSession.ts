@@ -6,6 +6,7 @@ import { cql, make, withOptions } from "@effect-cassandra/session/Statement"
 import { CassandraServer } from "@effect-cassandra/testing/CassandraServer"
 import driver from "cassandra-driver"
 import { Effect, Layer, Stream } from "effect"
+import { ServerLive } from "./benchmark.ts"
 
 const { values } = parseArgs({
   options: {
@@ -183,6 +184,6 @@ const Live = Layer.unwrap(
   Effect.map(CassandraServer, ({ connection }) =>
     CassandraSession.layer({ ...connection, keyspace: `bench_${Date.now()}`, development: true })
   )
-).pipe(Layer.provideMerge(CassandraServer.layer({ heap: "1500M" })))
+).pipe(Layer.provideMerge(ServerLive))
 
 await Effect.runPromise(program.pipe(Effect.scoped, Effect.provide(Live)))

@@ -1,4 +1,5 @@
 /** What the benchmarks share: both sides of a comparison run in one process, on one server, in turn. */
+import { totalmem } from "node:os"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { CassandraServer, type Connection } from "@effect-cassandra/testing/CassandraServer"
 import driver from "cassandra-driver"
@@ -154,6 +155,13 @@ export const sessionLayer = (connection: Connection, copies = 1) =>
     replication: { [connection.localDataCenter ?? "datacenter1"]: copies },
     development: true
   })
+
+const mebibytes = totalmem() / 2 ** 20
+
+/** The server that is found, or one with the heap that Cassandra's own start script would give it on this machine. */
+export const ServerLive = CassandraServer.layer({
+  heap: `${Math.round(Math.max(Math.min(mebibytes / 2, 1024), Math.min(mebibytes / 4, 8192)))}M`
+})
 
 /** A session on the server that is found. */
 export const SessionLive = Layer.unwrap(Effect.map(CassandraServer, ({ connection }) => sessionLayer(connection)))
