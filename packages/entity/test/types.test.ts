@@ -46,6 +46,12 @@ const withDeposit = (handler: string) => `Account.layer({ apply, commands: { ...
 
 const test = "TestEntity.make(Account, { apply, commands })"
 
+const reactions = `TestEntity.reactions(Account, Account.behavior({
+  apply,
+  commands,
+  reactions: { Closed: (_, { self }) => Effect.ignore(self.Deposit({ cents: 1 })) }
+}))`
+
 const right = {
   "a command with its reply and its errors":
     "Effect.flatMap(ada, (a) => a.Withdraw({ cents: 1 })) satisfies Effect.Effect<number, { readonly _tag: 'Overdraft' | 'EntityError' }, any>",
@@ -64,11 +70,26 @@ const right = {
     reactions: { Deposited: ({ cents }, { self }) => Effect.ignore(self.Withdraw({ cents })) },
     timers: { Closed: { after: "1 day", run: () => Effect.flatMap(Rates, ({ rate }) => Effect.log(rate)) } }
   }) satisfies Layer.Layer<any, never, Journal | Rates>`,
-  "a test": `${test}.given({ _tag: "Closed" }).when("Balance").expect({ reply: 0, state: { balance: 0 } }) satisfies Effect.Effect<unknown>`
+  "a test": `${test}.given({ _tag: "Closed" }).when("Balance").expect({ reply: 0, state: { balance: 0 } }) satisfies Effect.Effect<unknown>`,
+  "a test of reactions": `${reactions}.given(Account, { Deposit: Decision.reply(1), Withdraw: Decision.reject(new Overdraft({ balance: 0 })) })
+    .when({ _tag: "Closed" })
+    .expect([{ to: "Account", id: "test", command: "Deposit", payload: { cents: 1 }, after: "1 day" }]) satisfies Effect.Effect<unknown>`
 }
 
 /** Programs that must not compile, and what the compiler says of each. */
 const wrong: Record<string, readonly [program: string, says: RegExp]> = {
+  "in a test of reactions: a wrong answer": [
+    `${reactions}.given(Account, { Deposit: Decision.reply("1") })`,
+    /'string' is not assignable to type 'number'/
+  ],
+  "in a test of reactions: an error that the command does not declare": [
+    `${reactions}.given(Account, { Withdraw: Decision.reject(new Other()) })`,
+    /'Reject<Other>' is not assignable to type .*Overdraft/
+  ],
+  "in a test of reactions: an unknown event": [
+    `${reactions}.when({ _tag: "Close" })`,
+    /'"Close"' is not assignable to type '"(Deposited|Closed)" \| "(Deposited|Closed)"'/
+  ],
   "an unknown command": ["Effect.flatMap(ada, (a) => a.Deposti({ cents: 1 }))", /'Deposti' .* Did you mean 'Deposit'/],
   "a wrong payload": [
     "Effect.flatMap(ada, (a) => a.Deposit({ cents: '1' }))",
