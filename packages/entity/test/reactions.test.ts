@@ -12,6 +12,7 @@ import {
   References,
   Schedule,
   Schema,
+  SchemaGetter,
   Scope,
   Stream
 } from "effect"
@@ -531,4 +532,81 @@ describe("timers", () => {
       )
     }).pipe(inMemory)
   )
+
+  it.live("whose time cannot be told hold up nothing, and go off once it can", () => {
+    const errors: Array<string> = []
+    return Effect.gen(function* () {
+      const journal = yield* Journal
+      const confused: typeof order = {
+        ...order,
+        timers: {
+          Ordered: {
+            after: () => {
+              throw new Error("no idea")
+            },
+            run: (_, { self }) => self.Expire()
+          }
+        }
+      }
+      yield* process(
+        journal,
+        Effect.gen(function* () {
+          yield* orderThing("x", "a")
+          yield* orderThing("y", "b")
+          for (const [id, thing] of [
+            ["x", "a"],
+            ["y", "b"]
+          ] as const) {
+            yield* until(logOf(id), (log) => log.includes(`Delivered ${thing}`))
+          }
+          yield* until(
+            Effect.sync(() => errors.join()),
+            (text) => text.includes("no idea")
+          )
+        }),
+        confused
+      )
+      yield* process(
+        journal,
+        until(logOf("x"), (log) => log.includes("expired"))
+      )
+      assert.deepStrictEqual(yield* process(journal, thingsIn("x")), ["a"])
+    }).pipe(Effect.provide(Journal.layerMemory({ shards: 1 }), { local: true }), Effect.provide(errorsOf(errors)))
+  })
+
+  it.live("of events that could not be read go off once they can", () => {
+    const errors: Array<string> = []
+    return Effect.gen(function* () {
+      const journal = yield* Journal
+      let readable = false
+      /** Reads and writes things once it is possible. */
+      const Thing = Schema.String.pipe(
+        Schema.decodeTo(Schema.String, {
+          decode: SchemaGetter.checkEffect(() => Effect.sync(() => (readable ? true : "not yet"))),
+          encode: SchemaGetter.passthrough()
+        })
+      )
+      const Sent = PersistentEntity.make("Sent", {
+        state: Schema.Null,
+        initialState: null,
+        events: [Schema.TaggedStruct("Sent", { thing: Thing })],
+        commands: [Rpc.make("Nothing")]
+      })
+      const done: Array<string> = []
+      const sent = Sent.layer({
+        apply: () => null,
+        commands: { Nothing: () => Decision.reply(undefined) },
+        reactions: { Sent: ({ thing }) => Effect.sync(() => done.push(`reaction to ${thing}`)) },
+        timers: { Sent: { after: 0, run: ({ thing }) => Effect.sync(() => done.push(`timer of ${thing}`)) } }
+      }).pipe(Layer.provide(Layer.succeed(Journal, journal)))
+      const run = (condition: () => boolean) =>
+        until(Effect.sync(condition), (so) => so).pipe(Effect.provide(Layer.fresh(sent)))
+      const events = [{ type: "Sent", payload: { thing: "a" } }]
+      yield* journal.append({ entityType: "Sent", entityId: "x", expected: "none", events })
+      yield* run(() => errors.filter((text) => text.includes("the event is a Sent")).length >= 2)
+      readable = true
+      yield* run(() => done.length === 2)
+      assert.deepStrictEqual(done.toSorted(), ["reaction to a", "timer of a"])
+    }).pipe(Effect.provide(Journal.layerMemory({ shards: 1 }), { local: true }), Effect.provide(errorsOf(errors)))
+  })
 })
