@@ -377,8 +377,8 @@ export class ShardLog {
     const inBlock = new Map<string, number>()
     let count = 0
     let size = 0
-    let full = false
-    for (const pending of this.#pending) {
+    for (let i = 0; i < this.#pending.length; i++) {
+      const pending = this.#pending[i]!
       const { entityId, events, expected, floating, validThrough } = pending.request
       const ahead = inBlock.get(entityId)
       const after = ahead ?? (this.isCurrent(entityId, expected, validThrough) ? expected : this.lastSequence(entityId))
@@ -386,11 +386,15 @@ export class ShardLog {
         outdated.push(pending)
         continue
       }
-      full ||=
+      if (
         count > 0 &&
         (count + events.length > this.#limits.maxBlockEvents || size + pending.request.size > this.#limits.maxBlockSize)
+      ) {
+        for (const later of this.#pending.slice(i)) left.push(later)
+        break
+      }
       // What contradicts an append of this block is decided when the block has been stored, or has not.
-      if (full || (ahead !== undefined && ahead !== expected && !floating)) {
+      if (ahead !== undefined && ahead !== expected && !floating) {
         left.push(pending)
         continue
       }
