@@ -42,22 +42,30 @@ const runner = Effect.gen(function* () {
 const ids = Array.from({ length: 12 }, (_, i) => `entity-${i}`)
 let next = 0
 
-/** Stores events of all entities until interrupted; three at a time, so that batches have something to be cut in. */
+/**
+ * Stores events of all entities, three at a time so that batches have something to be cut in, until the Effect that it
+ * gives is run. An append that is interrupted could still be stored, after the views were compared.
+ */
 const traffic = Effect.gen(function* () {
   const journal = yield* Journal
-  yield* Effect.forEach(
+  let stopped = false
+  const fiber = yield* Effect.forEach(
     ids,
     (entityId) =>
-      Effect.forever(
+      Effect.suspend(() =>
         journal.append({
           entityType: "Killed",
           entityId,
           expected: "any",
           events: Array.from({ length: 3 }, () => ({ type: "Added", payload: { amount: next++ } }))
         })
-      ),
+      ).pipe(Effect.repeat({ while: () => !stopped })),
     { concurrency: "unbounded" }
-  )
+  ).pipe(Effect.forkChild)
+  return Effect.suspend(() => {
+    stopped = true
+    return Fiber.join(fiber)
+  })
 })
 
 /** The views are equal to a fold of what is stored. */
@@ -107,9 +115,9 @@ layer(Live, { excludeTestServices: true, timeout: "10 minutes" })("processes tha
     "killed in the middle of batches, again and again, leave views that are equal to a fold of the journal",
     () =>
       Effect.gen(function* () {
-        const busy = yield* Effect.forkChild(traffic)
+        const stop = yield* traffic
         for (let i = 0; i < kills; i++) yield* Effect.scoped(Effect.andThen(runner, wait))
-        yield* Fiber.interrupt(busy)
+        yield* stop
         yield* runner
         yield* projected
         yield* equal
@@ -138,7 +146,7 @@ layer(Live, { excludeTestServices: true, timeout: "10 minutes" })("processes tha
           })
         )
         for (const paused of [first, second, first]) {
-          const busy = yield* Effect.forkChild(traffic)
+          const stop = yield* traffic
           yield* wait
           paused.send("SIGSTOP")
           // Until the other has everything.
@@ -151,7 +159,7 @@ layer(Live, { excludeTestServices: true, timeout: "10 minutes" })("processes tha
           yield* wait
           paused.send("SIGCONT")
           yield* wait
-          yield* Fiber.interrupt(busy)
+          yield* stop
           yield* projected
           yield* equal
         }
