@@ -39,19 +39,18 @@ layer(isPossible ? cluster : (Layer.empty as Layer.Layer<any> as typeof cluster)
   timeout: "3 minutes"
 })("services on three nodes", (it) => {
   // `npm run faults -- --outages` makes them last.
-  for (const { name, run } of outages) {
-    it.effect.skipIf(!isPossible)(
-      `recover unaided, and tell callers quickly what is: ${name}`,
-      () =>
-        Effect.gen(function* () {
-          const heard = yield* run({ seconds: 3, folder: yield* temporary })
-          if (name !== "away" && name !== "majority") return
-          assert.isAbove(heard.refused, 0)
-          assert.isAbove(heard.answered, 0)
-        }),
-      240_000
-    )
-  }
+  it.effect.skipIf(!isPossible)(
+    "recover unaided from outages, and tell callers meanwhile what is",
+    () =>
+      Effect.gen(function* () {
+        const found = yield* outages({ seconds: 3, folder: yield* temporary })
+        for (const { answered, name, refused } of found.slice(1, 3)) {
+          assert.isAbove(refused, 0, name)
+          assert.isAbove(answered, 0, name)
+        }
+      }),
+    420_000
+  )
 
   it.effect.skipIf(!isPossible)(
     "lose, double and reorder nothing in a short fault run (`npm run faults` is the long one)",

@@ -52,9 +52,8 @@ if (unknown !== undefined) {
 
 const runOutages = Effect.gen(function* () {
   mkdirSync(values.folder, { recursive: true })
-  for (const { run } of outages) {
-    yield* Console.log(JSON.stringify(yield* run({ seconds: number("seconds"), folder: values.folder })))
-  }
+  yield* outages({ seconds: number("seconds"), folder: values.folder })
+  yield* Console.log("All went on by itself.")
 })
 
 const runFaults = Effect.gen(function* () {

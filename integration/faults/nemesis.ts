@@ -2,7 +2,7 @@
  * What goes wrong, picked by a seed: one thing, or several at once, for some seconds each.
  */
 import type { CassandraCluster } from "@effect-cassandra/testing/CassandraCluster"
-import { Effect, Random } from "effect"
+import { Effect, Fiber, Random } from "effect"
 import type { Service } from "./service.ts"
 
 export const kinds = ["nodes", "connections", "pauses", "services", "power", "replacement", "clocks"] as const
@@ -120,7 +120,13 @@ export const runNemesis = Effect.fnUntraced(function* (
     yield* fault.end
     done.push({ name: fault.name, from: Math.round(from - begin), to: Math.round(performance.now() - begin) })
   })
+  /** A replacement takes long: other things break meanwhile, but no nodes, as all others must run. */
+  let replacing: Fiber.Fiber<void, unknown> | undefined
   while (performance.now() < until) {
+    if (replacing?.pollUnsafe() !== undefined) {
+      yield* Fiber.join(replacing)
+      replacing = undefined
+    }
     const chance = yield* Random.next
     const size = chance < 0.6 ? 1 : chance < 0.9 ? 2 : 3
     const picked: Array<Fault> = []
@@ -128,13 +134,21 @@ export const runNemesis = Effect.fnUntraced(function* (
     const targets = yield* Random.shuffle([...new Set(all.map(({ target }) => target))])
     for (const target of targets) {
       if (picked.length >= size) break
-      const isNode = (other: string) => /node/.test(other)
+      const isNode = (other: string) => /^(all nodes|node)/.test(other)
+      if (replacing !== undefined && isNode(target)) continue
       // All nodes and one of them would be in each other's way.
       if (picked.some((other) => isNode(target) && isNode(other.target) && /all/.test(target + other.target))) continue
       picked.push(yield* Random.choice(all.filter((fault) => fault.target === target)))
     }
-    yield* Effect.forEach(picked, one, { concurrency: "unbounded", discard: true })
+    const isLong = ({ name }: Fault) => name.endsWith("replaced")
+    for (const fault of picked.filter(isLong)) replacing = yield* Effect.forkChild(one(fault))
+    yield* Effect.forEach(
+      picked.filter((fault) => !isLong(fault)),
+      one,
+      { concurrency: "unbounded", discard: true }
+    )
     yield* Effect.sleep(yield* between(500, 3000))
   }
+  if (replacing !== undefined) yield* Fiber.join(replacing)
   return done
 })

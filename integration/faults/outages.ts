@@ -7,7 +7,7 @@ import { join } from "node:path"
 import * as CassandraSession from "@effect-cassandra/session/CassandraSession"
 import { cql } from "@effect-cassandra/session/Statement"
 import { CassandraCluster } from "@effect-cassandra/testing/CassandraCluster"
-import { Effect, Redacted } from "effect"
+import { Console, Effect, Redacted } from "effect"
 import { isInside } from "./checker.ts"
 import { ask, makeKeyspace, runBank, within } from "./service.ts"
 
@@ -129,58 +129,9 @@ const bankIn = Effect.fnUntraced(function* (name: string, folder: string, begin:
   return { open, during, recover }
 })
 
-/** Services that are started while no node runs. */
-const early = Effect.fnUntraced(function* ({ folder, seconds }: Options) {
-  const { heal, nodes } = yield* CassandraCluster
-  const bank = yield* bankIn(
-    "early",
-    folder,
-    Effect.forEach(nodes, ({ stop }) => stop, { concurrency: 3 })
-  )
-  yield* Effect.sleep(seconds * 1000)
-  yield* heal
-  const begin = performance.now()
-  yield* bank.open
-  yield* bank.recover
-  return { ...nobody, recovered: Math.round(performance.now() - begin) }
-})
-
-/** All nodes killed at the same time, with commands under way, and away for a while. */
-const away = Effect.fnUntraced(function* ({ folder, seconds }: Options) {
-  const { heal, nodes } = yield* CassandraCluster
-  const bank = yield* bankIn("away", folder)
-  yield* bank.open
-  yield* bank.during(1)
-  const [heard] = yield* Effect.all(
-    [bank.during(seconds), Effect.forEach(nodes, ({ kill }) => kill, { concurrency: 3 })],
-    {
-      concurrency: 2
-    }
-  )
-  yield* heal
-  return { ...heard, recovered: yield* bank.recover }
-})
-
-/** Two of three nodes away: neither writes nor up-to-date reads are possible. */
-const majority = Effect.fnUntraced(function* ({ folder, seconds }: Options) {
-  const { heal, nodes } = yield* CassandraCluster
-  const bank = yield* bankIn("majority", folder)
-  yield* bank.open
-  yield* Effect.all([nodes[0].kill, nodes[1].pause], { concurrency: 2 })
-  const heard = yield* bank.during(seconds)
-  yield* heal
-  return { ...heard, recovered: yield* bank.recover }
-})
-
-/** A node does not answer while a service makes its tables. */
-const schema = Effect.fnUntraced(function* ({ folder, seconds }: Options) {
+/** Waits until all nodes agree on the schema. */
+const agreed = Effect.gen(function* () {
   const { connection, nodes } = yield* CassandraCluster
-  const bank = yield* bankIn("schema", folder, nodes[2].pause)
-  yield* Effect.sleep(seconds * 1000)
-  yield* nodes[2].resume
-  const begin = performance.now()
-  yield* bank.open
-  const recovered = yield* bank.recover
   const versions = Effect.forEach(nodes, ({ address }) =>
     CassandraSession.make({ ...connection, contactPoints: [address], keyspace: "system" }).pipe(
       Effect.flatMap((session) => session.one<{ schema_version: unknown }>(cql`SELECT schema_version FROM local`)),
@@ -196,14 +147,49 @@ const schema = Effect.fnUntraced(function* ({ folder, seconds }: Options) {
       onSuccess: (all) => new Set(all).size === 1 || undefined
     })
   )
-  return { ...nobody, recovered: Math.round(performance.now() - begin) + recovered }
 })
 
-const scenarios = { early, away, majority, schema }
+/** All outages, one after the other; dies where something is not as it must be. */
+export const outages = Effect.fnUntraced(function* ({ folder, seconds }: Options) {
+  const { heal, nodes } = yield* CassandraCluster
+  const found: Array<Outage> = []
+  const add = (outage: Outage) =>
+    Effect.andThen(
+      Console.log(JSON.stringify(outage)),
+      Effect.sync(() => found.push(outage))
+    )
 
-/** Runs an outage; dies where something is not as it must be. */
-export const outages = (Object.keys(scenarios) as ReadonlyArray<keyof typeof scenarios>).map((name) => ({
-  name,
-  run: (options: Options): Effect.Effect<Outage, unknown, CassandraCluster> =>
-    Effect.map(Effect.scoped(scenarios[name](options)), (outcome) => ({ name, ...outcome }))
-}))
+  const bank = yield* bankIn(
+    "bank",
+    folder,
+    Effect.forEach(nodes, ({ stop }) => stop, { concurrency: 3 })
+  )
+  yield* Effect.sleep(seconds * 1000)
+  yield* heal
+  const there = performance.now()
+  yield* bank.open
+  yield* bank.recover
+  const opened = Math.round(performance.now() - there)
+  yield* add({ name: "a service is started while no node runs", ...nobody, recovered: opened })
+
+  const kill = Effect.forEach(nodes, (node) => node.kill, { concurrency: 3 })
+  const [away] = yield* Effect.all([bank.during(seconds), kill], { concurrency: 2 })
+  yield* heal
+  yield* add({ name: "all nodes killed at once, and away", ...away, recovered: yield* bank.recover })
+
+  yield* Effect.all([nodes[0].kill, nodes[1].pause], { concurrency: 2 })
+  const majority = yield* bank.during(seconds)
+  yield* heal
+  yield* add({ name: "two of three nodes away", ...majority, recovered: yield* bank.recover })
+
+  const other = yield* bankIn("other-bank", folder, nodes[2].pause)
+  yield* Effect.sleep(seconds * 1000)
+  yield* nodes[2].resume
+  const resumed = performance.now()
+  yield* other.open
+  yield* other.recover
+  yield* agreed
+  const recovered = Math.round(performance.now() - resumed)
+  yield* add({ name: "a node does not answer while a service makes its tables", ...nobody, recovered })
+  return found
+})
