@@ -13,6 +13,7 @@ import { parseArgs } from "node:util"
 import { NodeRuntime } from "@effect/platform-node"
 import { CassandraCluster } from "@effect-cassandra/testing/CassandraCluster"
 import { CassandraServer } from "@effect-cassandra/testing/CassandraServer"
+import * as SkewedClock from "@effect-cassandra/testing/SkewedClock"
 import { Console, Effect } from "effect"
 import { kinds } from "./faults/nemesis.ts"
 import { outages } from "./faults/outages.ts"
@@ -24,7 +25,7 @@ const { values } = parseArgs({
     minutes: { type: "string", default: "3" },
     seed: { type: "string", default: crypto.randomUUID().slice(0, 8) },
     writers: { type: "string", default: "3" },
-    nemesis: { type: "string", default: kinds.join(",") },
+    nemesis: { type: "string" },
     accounts: { type: "string", default: "200" },
     callers: { type: "string", default: "8" },
     rate: { type: "string", default: "15" },
@@ -43,7 +44,16 @@ const number = (name: "minutes" | "writers" | "accounts" | "callers" | "rate" | 
   return process.exit(2)
 }
 
-const nemesis = values.nemesis === "none" || values.soak ? [] : values.nemesis.split(",")
+/** All kinds; without clocks where they cannot be set off. */
+const possible = async () => {
+  const needs = Effect.all([CassandraCluster.clocksArePossible, SkewedClock.isPossible])
+  if ((await Effect.runPromise(needs)).every((is) => is)) return kinds
+  console.log("No clock is set off: that needs javac beside Java, and libfaketime")
+  return kinds.filter((kind) => kind !== "clocks")
+}
+
+const isQuiet = values.nemesis === "none" || values.soak || values.outages || values.overload
+const nemesis = isQuiet ? [] : (values.nemesis?.split(",") ?? (await possible()))
 const unknown = nemesis.find((kind) => !kinds.some((known) => known === kind))
 if (unknown !== undefined) {
   console.error(`--nemesis ${unknown} is not known: ${kinds.join(", ")}, or none`)
