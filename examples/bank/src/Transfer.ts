@@ -54,9 +54,15 @@ export const Transfer = PersistentEntity.make("Transfer", {
 
 const detailsOf = ({ cents, from, to }: typeof State.Type) => ({ from, to, cents })
 
-/** From one status to the next, once. */
-const step = <Event>({ status }: typeof State.Type, from: typeof status, event: Event) =>
-  Decision.persist(status === from ? [event] : [])
+/**
+ * From one status to the next, once. The event is made only then: what this process has in memory may be older than what it
+ * was told of, and have no details yet; the decision is taken anew where that turns out.
+ */
+const step = <Event>(
+  transfer: typeof State.Type,
+  from: typeof transfer.status,
+  event: (before: typeof transfer) => Event
+) => Decision.persist(transfer.status === from ? [event(transfer)] : [])
 
 /** Goes on when an account has done its part, or has refused; what is not known is tried again. */
 const then = <E extends { readonly message: string }>(
@@ -101,11 +107,12 @@ export const behavior = Transfer.behavior({
       transfer.status === "unknown"
         ? Decision.reject(new TransferUnknown({ message: "there is no such transfer" }))
         : Decision.reply(transfer),
-    Decline: (transfer, { reason }) => step(transfer, "started", Declined.make({ reason })),
-    HaveSent: (transfer) => step(transfer, "started", Sent.make(detailsOf(transfer))),
-    HaveReceived: (transfer) => step(transfer, "sent", Received.make(detailsOf(transfer))),
-    Refuse: (transfer, { reason }) => step(transfer, "sent", Refused.make({ ...detailsOf(transfer), reason })),
-    HaveReturned: (transfer) => step(transfer, "returning", Returned.make({}))
+    Decline: (transfer, { reason }) => step(transfer, "started", () => Declined.make({ reason })),
+    HaveSent: (transfer) => step(transfer, "started", (before) => Sent.make(detailsOf(before))),
+    HaveReceived: (transfer) => step(transfer, "sent", (before) => Received.make(detailsOf(before))),
+    Refuse: (transfer, { reason }) =>
+      step(transfer, "sent", (before) => Refused.make({ ...detailsOf(before), reason })),
+    HaveReturned: (transfer) => step(transfer, "returning", () => Returned.make({}))
   },
 
   // What each event leads to: at least once, whatever crashes, and once in effect, as the commands have ids.
