@@ -2,7 +2,7 @@ import { assert, layer } from "@effect/vitest"
 import { Journal, type LoadOptions } from "@effect-cassandra/journal/Journal"
 import type { JournalError } from "@effect-cassandra/journal/JournalError"
 import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
-import { Context, Effect, Layer } from "effect"
+import { Cause, Context, Effect, Layer } from "effect"
 import { CurrentCommandIds } from "../src/internal/command.ts"
 import { withCommandId } from "../src/PersistentEntity.ts"
 import { behavior, Counter, Limits } from "./counter.ts"
@@ -76,6 +76,18 @@ const suite = (name: string, two: Layer.Layer<Two, JournalError>) =>
           loads.map((options) => options?.after?.sequence),
           [undefined, 1, 4]
         )
+      })
+    )
+
+    it.effect("what throws on a state that another process has outdated is decided anew", () =>
+      Effect.gen(function* () {
+        const { here, there } = yield* counters("thrown")
+        assert.strictEqual(yield* here.Total(), 0)
+        yield* there.Add({ amount: 1 })
+        yield* here.Expect({ total: 1 })
+        assert.strictEqual(yield* here.Peek(), 1)
+        const cause = yield* Effect.flip(Effect.sandbox(there.Expect({ total: 2 })))
+        assert.strictEqual((Cause.squash(cause) as Error).message, "1 is not 2")
       })
     )
 

@@ -25,6 +25,7 @@ export const Counter = PersistentEntity.make("Counter", {
     Rpc.make("Name", { success: Schema.String }),
     Rpc.make("Limited", { payload: { amount: Schema.Int }, success: Schema.Int, error: Negative }),
     Rpc.make("Boom"),
+    Rpc.make("Expect", { payload: { total: Schema.Int } }),
     ReadOnly.local(Rpc.make("Peek", { success: Schema.Int })),
     ReadOnly.fresh(Rpc.make("Look", { success: Schema.Int })),
     ReadOnly.fresh(Rpc.make("LookPositive", { success: Schema.Int, error: Negative }))
@@ -55,6 +56,10 @@ export const behavior = Counter.behavior({
       }),
     Boom: () => {
       throw new Error("boom")
+    },
+    Expect: (state, { total }) => {
+      if (state.total !== total) throw new Error(`${state.total} is not ${total}`)
+      return Decision.reply(undefined)
     },
     Peek: ({ total }) => Decision.reply(total),
     Look: ({ total }) => Decision.reply(total),

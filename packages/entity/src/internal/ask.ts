@@ -1,6 +1,6 @@
 import type { Context, Effect, Exit, Fiber, Tracer } from "effect"
 import type { CommandIds, Place } from "./command.ts"
-import type { Instance } from "./instance.ts"
+import type { Instance, Loaded } from "./instance.ts"
 import type { Command } from "./model.ts"
 
 /** A command on its way: from the caller to its entity, and back. */
@@ -11,6 +11,8 @@ export class Ask<State> {
   answered = false
   /** Runs the handler and what follows. */
   fiber: Fiber.Fiber<unknown, unknown> | undefined
+  /** The state that caused a defect, and is the newest as far as can be known. */
+  confirmed: Loaded<State> | undefined
   /** How often it was decided anew. */
   conflicts = 0
   /** Events that it stored. */

@@ -212,20 +212,38 @@ export class Entities<State> {
     const { instance } = ask
     instance.running = ask
     instance.lastUsed = ask.since
-    this.#run(
-      ask,
-      () => this.#turn(ask),
-      (exit) => {
-        instance.running = undefined
-        // An interruption that leaves an append behind, or a defect: the next command loads the entity again.
-        if (Exit.isFailure(exit) && Cause.hasDies(exit.cause)) this.#restart(ask, exit.cause)
-        else if (Exit.hasInterrupts(exit)) {
-          if (ask.phase === "storing") instance.loaded = undefined
-        } else instance.defects = 0
-        this.#finish(ask, exit)
-        this.#drain(instance)
+    const onExit = (exit: Exit.Exit<unknown, unknown>): void => {
+      const isDefect = Exit.isFailure(exit) && Cause.hasDies(exit.cause)
+      const { loaded } = instance
+      if (isDefect && ask.phase === "deciding" && loaded !== undefined && loaded !== ask.confirmed) {
+        this.#run(ask, () => this.#confirmDefect(ask, loaded, exit.cause), onExit)
+        return
       }
-    )
+      instance.running = undefined
+      // An interruption that leaves an append behind, or a defect: the next command loads the entity again.
+      if (isDefect) this.#restart(ask, exit.cause)
+      else if (Exit.hasInterrupts(exit)) {
+        if (ask.phase === "storing") instance.loaded = undefined
+      } else instance.defects = 0
+      this.#finish(ask, exit)
+      this.#drain(instance)
+    }
+    this.#run(ask, () => this.#turn(ask), onExit)
+  }
+
+  /** A defect that rests on a state which another process has outdated is none: the command is decided anew. */
+  #confirmDefect(ask: Ask<State>, loaded: Loaded<State>, cause: Cause.Cause<unknown>): Answer {
+    return Effect.matchEffect(this.#confirm(ask.instance, loaded), {
+      onFailure: (error) => {
+        if (error.reason._tag === "SequenceConflict") return this.#onFailure(ask, loaded, error)
+        ask.confirmed = loaded
+        return Effect.failCause(cause)
+      },
+      onSuccess: () => {
+        ask.confirmed = loaded
+        return Effect.failCause(cause)
+      }
+    })
   }
 
   #startRead(ask: Ask<State>): void {
