@@ -41,7 +41,8 @@ const program = Effect.gen(function* () {
       CassandraSession.of({
         ...session,
         execute: (statement) => step(statement, session.execute(statement)),
-        applied: (statement) => step(statement, session.applied(statement))
+        applied: (statement) => step(statement, session.applied(statement)),
+        batch: (statements, options) => step(statements[0]!, session.batch(statements, options))
       })
     )
   ).pipe(

@@ -6,6 +6,7 @@ import { Journal } from "@effect-cassandra/journal/Journal"
 import { JournalAdmin } from "@effect-cassandra/journal/JournalAdmin"
 import { CassandraError, NoHostAvailable } from "@effect-cassandra/session/CassandraError"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
+import type { Statement } from "@effect-cassandra/session/Statement"
 import { make as statement } from "@effect-cassandra/session/Statement"
 import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
 import { Effect, Layer, References } from "effect"
@@ -84,15 +85,17 @@ const check = Effect.fnUntraced(function* (entityType: string, lines: ReadonlyAr
 /** A journal whose index cannot be written: it leaves everything to who takes over. */
 const withoutIndex = Layer.effect(
   CassandraSession,
-  Effect.map(CassandraSession, (session) =>
-    CassandraSession.of({
+  Effect.map(CassandraSession, (session) => {
+    const refused = Effect.fail(
+      new CassandraError({ reason: new NoHostAvailable({ message: "made up", cause: undefined }) })
+    )
+    const isIndex = (statement: Statement<any>) => stepOf(statement.text) === "index"
+    return CassandraSession.of({
       ...session,
-      execute: (statement) =>
-        stepOf(statement.text) === "index"
-          ? Effect.fail(new CassandraError({ reason: new NoHostAvailable({ message: "made up", cause: undefined }) }))
-          : session.execute(statement)
+      execute: (statement) => (isIndex(statement) ? refused : session.execute(statement)),
+      batch: (statements, options) => (statements.some(isIndex) ? refused : session.batch(statements, options))
     })
-  )
+  })
 )
 
 const leaveWork = (entityType: string) =>
