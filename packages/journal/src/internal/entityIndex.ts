@@ -32,8 +32,8 @@ export const rowStart = (sequence: number): number => rowOf(sequence) * rowEvent
 /** Rows that are written in one request: the server warns of more than 10 partitions, and of more than 5 KiB. */
 const requestRows = 10
 const requestSize = 4096
-/** Requests of a flush at once; few, as appends want the server too. */
-const flushConcurrency = 8
+/** Requests of a flush at once: few, as appends want the server too, but enough that these do not wait for the index. */
+const flushConcurrency = (entities: number) => Math.min(64, Math.max(8, Math.ceil(entities / 100)))
 
 /** The events of an entity, in order, as rows. */
 function* rowsOf(entityType: string, entityId: string, entries: ReadonlyArray<Entry>): Generator<IndexRow> {
@@ -237,7 +237,7 @@ export class EntityIndex {
         : Effect.andThen(this.#store.writeIndexRows(this.#generation, next.value), write)
     })
     return Effect.all(
-      Array.from({ length: flushConcurrency }, () => write),
+      Array.from({ length: flushConcurrency(entries.size) }, () => write),
       {
         concurrency: "unbounded",
         discard: true
