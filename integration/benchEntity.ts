@@ -14,6 +14,7 @@ import { Rpc } from "effect/rpc"
 import {
   collectGarbage,
   conditionalUpdate,
+  Deposited,
   effectful,
   type Measured,
   median,
@@ -21,22 +22,19 @@ import {
   percentile,
   plainInsert,
   ServerLive,
-  SessionLive
+  SessionLive,
+  timing
 } from "./benchmark.ts"
 
 const { values } = parseArgs({
   options: {
-    seconds: { type: "string", default: "3" },
-    rounds: { type: "string", default: "3" },
-    warm: { type: "string", default: "100" },
+    ...timing("100"),
     entities: { type: "string", default: "100,1000,10000" },
     many: { type: "string", default: "100000" }
   }
 })
 const millis = Number(values.seconds) * 1000
 const rounds = Number(values.rounds)
-
-const Deposited = Schema.TaggedStruct("Deposited", { cents: Schema.Int, balance: Schema.Int, note: Schema.String })
 
 const Account = PersistentEntity.make("Account", {
   state: Schema.Struct({ balance: Schema.Int }),

@@ -7,9 +7,10 @@ import * as EventCodec from "@effect-cassandra/journal/EventCodec"
 import { Journal, type Position } from "@effect-cassandra/journal/Journal"
 import { CassandraCluster } from "@effect-cassandra/testing/CassandraCluster"
 import { CassandraServer, type Connection } from "@effect-cassandra/testing/CassandraServer"
-import { Effect, Layer, Result, Schema, Stream } from "effect"
+import { Effect, Layer, Result, Stream } from "effect"
 import {
   conditionalUpdate,
+  Deposited,
   effectful,
   type Measured,
   median,
@@ -17,14 +18,13 @@ import {
   percentile,
   plainInsert,
   ServerLive,
-  sessionLayer
+  sessionLayer,
+  timing
 } from "./benchmark.ts"
 
 const { values } = parseArgs({
   options: {
-    seconds: { type: "string", default: "3" },
-    rounds: { type: "string", default: "3" },
-    warm: { type: "string", default: "150" },
+    ...timing("150"),
     inFlight: { type: "string", default: "1,100,1000,10000" },
     shards: { type: "string", default: "2" },
     nodes: { type: "string", default: "1" },
@@ -35,7 +35,6 @@ const millis = Number(values.seconds) * 1000
 const rounds = Number(values.rounds)
 const numbers = (text: string) => text.split(",").map(Number)
 
-const Deposited = Schema.TaggedStruct("Deposited", { cents: Schema.Int, balance: Schema.Int, note: Schema.String })
 const codec = EventCodec.make([Deposited])
 
 const show = (rate: number) => Math.round(rate).toLocaleString("en").padStart(9)

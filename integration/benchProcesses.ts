@@ -4,13 +4,11 @@ import { parseArgs } from "node:util"
 import { CassandraServer } from "@effect-cassandra/testing/CassandraServer"
 import { Effect } from "effect"
 import { type Appender, startAppender } from "./appenders.ts"
-import { median, ServerLive } from "./benchmark.ts"
+import { median, ServerLive, timing } from "./benchmark.ts"
 
 const { values } = parseArgs({
   options: {
-    seconds: { type: "string", default: "3" },
-    rounds: { type: "string", default: "3" },
-    warm: { type: "string", default: "20" },
+    ...timing("20"),
     loops: { type: "string", default: "200" },
     entities: { type: "string", default: "200" },
     shards: { type: "string", default: "4" },

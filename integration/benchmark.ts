@@ -3,10 +3,25 @@ import { totalmem } from "node:os"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { CassandraServer, type Connection } from "@effect-cassandra/testing/CassandraServer"
 import driver from "cassandra-driver"
-import { Effect, Layer } from "effect"
+import { Effect, Layer, Schema } from "effect"
 
 /** About 200 bytes of JSON, as in the figures of other toolkits. */
 export const note = "x".repeat(150)
+
+/** The event of the comparisons. */
+export const Deposited = Schema.TaggedStruct("Deposited", {
+  cents: Schema.Int,
+  balance: Schema.Int,
+  note: Schema.String
+})
+
+/** Options of `parseArgs` for how long is measured: seconds of each figure, rounds, and seconds of warming up before. */
+export const timing = (warm: string) =>
+  ({
+    seconds: { type: "string", default: "3" },
+    rounds: { type: "string", default: "3" },
+    warm: { type: "string", default: warm }
+  }) as const
 
 export const median = (numbers: ReadonlyArray<number>) =>
   numbers.toSorted((a, b) => a - b)[Math.floor(numbers.length / 2)]!

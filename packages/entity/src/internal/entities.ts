@@ -233,16 +233,13 @@ export class Entities<State> {
 
   /** A defect that rests on a state which another process has outdated is none: the command is decided anew. */
   #confirmDefect(ask: Ask<State>, loaded: Loaded<State>, cause: Cause.Cause<unknown>): Answer {
+    const defect = Effect.suspend(() => {
+      ask.confirmed = loaded
+      return Effect.failCause(cause)
+    })
     return Effect.matchEffect(this.#confirm(ask.instance, loaded), {
-      onFailure: (error) => {
-        if (error.reason._tag === "SequenceConflict") return this.#onFailure(ask, loaded, error)
-        ask.confirmed = loaded
-        return Effect.failCause(cause)
-      },
-      onSuccess: () => {
-        ask.confirmed = loaded
-        return Effect.failCause(cause)
-      }
+      onFailure: (error) => (error.reason._tag === "SequenceConflict" ? this.#onFailure(ask, loaded, error) : defect),
+      onSuccess: () => defect
     })
   }
 

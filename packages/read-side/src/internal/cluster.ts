@@ -60,15 +60,19 @@ const unreadable = (kind: string, part: string, name: string, why: string) => {
   return new CassandraError({ reason: new RowMismatch({ message, cause: undefined }) })
 }
 
+const parse = SchemaParser.decodeUnknownResult(Schema.fromJsonString(Schema.Unknown))
+
 /** What a row of some kind says, with whatever a newer process has added to it. */
 const decoder = <A>(kind: string, schema: Schema.Codec<A>) => {
-  const check = SchemaParser.decodeUnknownResult(Schema.fromJsonString(schema))
-  return (part: string, name: string, value: string): Effect.Effect<A, CassandraError> => {
-    const checked = check(value)
-    return Result.isSuccess(checked)
-      ? Effect.succeed(JSON.parse(value))
-      : Effect.fail(unreadable(kind, part, name, describeIssue(checked.failure)))
-  }
+  const check = SchemaParser.decodeUnknownResult(schema)
+  return (part: string, name: string, value: string): Effect.Effect<A, CassandraError> =>
+    Result.match(
+      Result.flatMap(parse(value), (parsed) => Result.map(check(parsed), () => parsed as A)),
+      {
+        onSuccess: Effect.succeed,
+        onFailure: (issue) => Effect.fail(unreadable(kind, part, name, describeIssue(issue)))
+      }
+    )
 }
 const decodeMember = decoder("member", Member)
 const decodeRegistration = decoder("processor", Registration)
