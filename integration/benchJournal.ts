@@ -209,6 +209,6 @@ const three = Effect.gen(function* () {
     for (const proxy of proxies) yield* proxy.delay(delay / 2)
     yield* run(connection, `three nodes, ${String(delay).padStart(2)} ms,`, Number(values.warm) / 8)
   }
-}).pipe(Effect.scoped, Effect.provide(CassandraCluster.layer()))
+}).pipe(Effect.scoped, Effect.provide(CassandraCluster.layer({ settings: { commitlog_sync: "periodic" } })))
 
 await Effect.runPromise(values.nodes === "3" ? three : one)

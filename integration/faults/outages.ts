@@ -116,8 +116,7 @@ const bankIn = Effect.fnUntraced(function* (name: string, folder: string, begin:
       return yield* fail(`${name}: ${cents} cents were acknowledged, ${unknown} unknown, and ${body.balance} are there`)
     }
     const inside = bank.complaints.filter(({ line }) => isInside(line))
-    // Before it has opened it may give up, and be started again by a supervisor.
-    if (bank.ends.afterOpening > 0) return yield* fail(`${name}: the bank ended by itself`)
+    if (bank.ends.afterOpening + bank.ends.beforeOpening > 0) return yield* fail(`${name}: the bank ended by itself`)
     if (inside.length > 0) return yield* fail(`${name}: the bank said ${inside[0]!.line}`)
     const said = readFileSync(log, "utf8")
     if (!said.includes("The bank is open")) return yield* fail(`${name}: the log of the bank is not there`)

@@ -43,7 +43,8 @@ const Session = (keyspace: string) =>
         ...connection,
         keyspace,
         service: "bank",
-        development: true
+        development: true,
+        connectTimeout: Infinity
       })
     )
   )
@@ -53,7 +54,7 @@ const Main = Layer.unwrap(
     Layer.effectDiscard(welcome).pipe(
       Layer.provide(BankServer(port)),
       Layer.provide(Session(keyspace)),
-      Layer.provide(CassandraServer.layer({ dataDirectory }))
+      Layer.provide(CassandraServer.layer({ dataDirectory, connectTimeout: Infinity }))
     )
   )
 )

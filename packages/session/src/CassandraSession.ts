@@ -20,6 +20,7 @@ import { config as optionsConfig } from "./internal/config.ts"
 import { open as openKeyspace } from "./internal/keyspace.ts"
 import { makeOperations } from "./internal/operations.ts"
 import { problemOfSession, withDefaults } from "./internal/options.ts"
+import { patiently } from "./internal/patience.ts"
 import { driverTransport } from "./internal/requests.ts"
 import type { Consistency, Row, SerialConsistency, Statement, Options as StatementOptions } from "./Statement.ts"
 
@@ -57,7 +58,7 @@ export interface Options {
   readonly secureConnectBundle?: string | undefined
   /** Default: `"LOCAL_QUORUM"`. */
   readonly consistency?: Consistency | undefined
-  /** How long to wait for a cluster that is not up yet. Default: 30 seconds. */
+  /** How long to wait for a cluster that is not up yet; `Infinity` for as long as it takes. Default: 30 seconds. */
   readonly connectTimeout?: Duration.Input | undefined
   /** Bound on one request, the wait for its turn and all tries included. Default: 10 seconds. */
   readonly requestTimeout?: Duration.Input | undefined
@@ -189,7 +190,7 @@ export class CassandraSession extends Context.Service<
     ) => Effect.Effect<(...params: ReadonlyArray<unknown>) => Statement<A>, CassandraError>
     /**
      * Creates the tables that are missing, from `CREATE TABLE IF NOT EXISTS name (...)` statements in the keyspace, one
-     * process at a time.
+     * process at a time. Tried for as long as `connectTimeout` where too few nodes are there.
      */
     readonly createTables: (statements: ReadonlyArray<string>) => Effect.Effect<void, CassandraError>
     /** Runs an effect while no other process changes the schema by `createTables` or migrations. */
@@ -223,6 +224,6 @@ export const make = Effect.fnUntraced(function* (options: Options) {
   const retries = new DriverRetries()
   const client = yield* connect(settings, retries)
   const session = makeOperations(settings, yield* driverTransport(settings, client, retries))
-  yield* openKeyspace(session, { ...settings, localDataCenter: localDataCenterOf(client) })
+  yield* patiently(settings, openKeyspace(session, { ...settings, localDataCenter: localDataCenterOf(client) }))
   return CassandraSession.of(session)
 })

@@ -12,7 +12,7 @@ import * as FaultProxy from "./FaultProxy.ts"
 import { fail, hasMaven, jars, resources, runToEnd, version, withProgress } from "./internal/distribution.ts"
 import { findJava, type Java, requireJava } from "./internal/java.ts"
 import { temporaryFolder } from "./internal/localProcess.ts"
-import { access, classPath, freePort, makeNode } from "./internal/node.ts"
+import { access, classPath, durable, freePort, makeNode } from "./internal/node.ts"
 
 /** Settings of a cluster. */
 export interface Options {
@@ -99,7 +99,8 @@ export class CassandraCluster extends Context.Service<
 
   /**
    * Needs Java 17 or 11 with Maven, and Linux, where all of 127.0.0.0/8 is the loopback. It takes about 40 seconds on two
-   * cores. The nodes and their data are gone with the layer.
+   * cores. The nodes and their data are gone with the layer. What they acknowledge survives `kill`, also of all at once:
+   * `commitlog_sync` is batch.
    */
   static readonly layer = (options: Options = {}): Layer.Layer<CassandraCluster, CassandraServerError> =>
     Layer.effect(
@@ -174,7 +175,7 @@ const make = Effect.fnUntraced(function* (options: Options) {
       storagePort,
       heap: options.heap ?? "700M",
       jvm: options.jvm ?? [],
-      settings: options.settings ?? {},
+      settings: { ...durable, ...options.settings },
       ...(classes === undefined ? {} : { classes: [classes] }),
       ready: versionOf({ contactPoints: [address] })
     })

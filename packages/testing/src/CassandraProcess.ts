@@ -6,6 +6,7 @@ import { type Connection, type Options, startLocal } from "./CassandraServer.ts"
 import type { CassandraServerError } from "./CassandraServerError.ts"
 import { hasMaven } from "./internal/distribution.ts"
 import { findJava } from "./internal/java.ts"
+import { durable } from "./internal/node.ts"
 
 /**
  * The process, and what can be done to it.
@@ -31,12 +32,14 @@ export class CassandraProcess extends Context.Service<
     Effect.map(Effect.all([findJava(process.env), hasMaven]), ([{ java }, maven]) => java !== undefined && maven)
   )
 
-  /** Needs Java 17 or 11 with Maven. It ends with the layer. */
+  /** Needs Java 17 or 11 with Maven. It ends with the layer. What it acknowledges survives `kill`: `commitlog_sync` is batch. */
   static readonly layer = (options: Options = {}): Layer.Layer<CassandraProcess, CassandraServerError> =>
     Layer.effect(
       CassandraProcess,
-      Effect.map(startLocal(options), ({ connection, kill, pause, resume, start, stop }) =>
-        CassandraProcess.of({ connection, kill, pause, resume, start, stop })
+      Effect.map(
+        startLocal({ ...options, settings: { ...durable, ...options.settings } }),
+        ({ connection, kill, pause, resume, start, stop }) =>
+          CassandraProcess.of({ connection, kill, pause, resume, start, stop })
       )
     )
 }

@@ -27,6 +27,8 @@ export interface Options {
   readonly jvm?: ReadonlyArray<string> | undefined
   /** Further entries for the cassandra.yaml of a local process. */
   readonly settings?: Readonly<Record<string, unknown>> | undefined
+  /** How long to wait for a cluster that the environment names. Default: 0. */
+  readonly connectTimeout?: CassandraSession.Options["connectTimeout"]
 }
 
 /**
@@ -68,9 +70,9 @@ export class CassandraServer extends Context.Service<
 }
 
 /** The server's version; fails while it does not answer. */
-export const versionOf = (connection: Connection) =>
+export const versionOf = (connection: Connection, connectTimeout: CassandraSession.Options["connectTimeout"] = 0) =>
   Effect.gen(function* () {
-    const session = yield* CassandraSession.make({ ...connection, keyspace: "system", connectTimeout: 0 })
+    const session = yield* CassandraSession.make({ ...connection, keyspace: "system", connectTimeout })
     const rows = yield* session.execute<{ release_version: string }>(cql`SELECT release_version FROM local`)
     return rows[0]!.release_version
   }).pipe(Effect.scoped)
@@ -87,7 +89,7 @@ const environment = Config.all({
 
 const error = (message: string) => new CassandraServerError({ message })
 
-const configured = Effect.gen(function* () {
+const configured = Effect.fnUntraced(function* ({ connectTimeout }: Options) {
   const { addresses, ca, contactPoints, localDataCenter, password, tls, username } = yield* environment
   if (Option.isNone(contactPoints)) return undefined
   const connection: Connection = {
@@ -108,7 +110,7 @@ const configured = Effect.gen(function* () {
         }
       : tls
   }
-  const version = yield* versionOf(connection).pipe(
+  const version = yield* versionOf(connection, connectTimeout).pipe(
     Effect.mapError((cause) =>
       error(`the Cassandra that CASSANDRA_CONTACT_POINTS names cannot be used. ${cause.message}`)
     )
@@ -154,7 +156,7 @@ const localProcess = Effect.fnUntraced(function* (options: Options) {
 })
 
 const find = Effect.fnUntraced(function* (options: Options) {
-  const named = yield* configured
+  const named = yield* configured(options)
   const found =
     named ??
     (yield* container(options).pipe(

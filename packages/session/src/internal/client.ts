@@ -1,11 +1,12 @@
 import { createRequire } from "node:module"
 import driver from "cassandra-driver"
-import { Effect, Redacted, Schedule } from "effect"
+import { Effect, Redacted } from "effect"
 import { CassandraError, InvalidOptions, NoHostAvailable, type Reason } from "../CassandraError.ts"
 import type { HostState } from "../CassandraSession.ts"
 import { toReason } from "./driverError.ts"
 import { strict } from "./encoding.ts"
 import { consistencies, millisOf, type Settings } from "./options.ts"
+import { pauses, untilOf } from "./patience.ts"
 import { textInfo } from "./text.ts"
 
 const isSelect = (query: unknown) => typeof query === "string" && textInfo(query).isSelect
@@ -241,7 +242,7 @@ export const connect = (options: Settings, metrics: DriverRetries) => {
     )
   })
   const isAway = (error: CassandraError) => error.reason._tag === "NoHostAvailable"
-  const patiently = Effect.suspend(() => {
+  const attempts = Effect.suspend(() => {
     const points = pointsOf(options)
     let message = `no node answers at ${points}: it accepts connections, and nothing more`
     return attempt.pipe(
@@ -249,12 +250,9 @@ export const connect = (options: Settings, metrics: DriverRetries) => {
         if (!isAway(error)) return Effect.void
         const isFirst = message !== error.reason.message
         message = error.reason.message
-        return isFirst ? Effect.logWarning(`${error.message}. Trying for ${within / 1000} s`) : Effect.void
+        return isFirst ? Effect.logWarning(`${error.message}. Trying ${untilOf(options)}`) : Effect.void
       }),
-      Effect.retry({
-        schedule: Schedule.min([Schedule.exponential("200 millis"), Schedule.spaced("2 seconds")]),
-        while: isAway
-      }),
+      Effect.retry({ schedule: pauses, while: isAway }),
       Effect.timeoutOrElse({
         duration: within,
         orElse: () => Effect.fail(new CassandraError({ reason: new NoHostAvailable({ message, cause: undefined }) }))
@@ -262,7 +260,7 @@ export const connect = (options: Settings, metrics: DriverRetries) => {
     )
   })
   return Effect.acquireRelease(
-    within === 0 ? attempt : patiently,
+    within === 0 ? attempt : attempts,
     (client) => Effect.promise(() => client.shutdown().catch(() => {})),
     { interruptible: true }
   )

@@ -18,6 +18,7 @@ import { type Row, type Statement, type Options as StatementOptions, make as sta
 import { withoutValues } from "./driverError.ts"
 import { isSchemaChanging, tablesOf, withSchemaLock } from "./keyspace.ts"
 import { consistencies, millisOf, problemOf, type Settings } from "./options.ts"
+import { patiently } from "./patience.ts"
 import { type TextInfo, textInfo, withTtl } from "./text.ts"
 
 /** What the session reads of the driver's result. */
@@ -399,12 +400,15 @@ export const makeOperations = (options: Settings, transport: Transport): Cassand
       }
       // A look first: most of the time there is nothing to do, and no lock to wait for.
       const missing = Effect.map(tablesOf(session), (present) => wanted.filter(([name]) => !present.has(name)))
-      if ((yield* missing).length === 0 && !(yield* isSchemaChanging(session))) return
-      yield* session.withSchemaLock(
-        Effect.flatMap(missing, (tables) =>
-          Effect.forEach(tables, ([, text]) => execute(statement(text)), { discard: true })
+      const create = Effect.gen(function* () {
+        if ((yield* missing).length === 0 && !(yield* isSchemaChanging(session))) return
+        yield* session.withSchemaLock(
+          Effect.flatMap(missing, (tables) =>
+            Effect.forEach(tables, ([, text]) => execute(statement(text)), { discard: true })
+          )
         )
-      )
+      })
+      yield* patiently(options, create)
     }),
     withSchemaLock: (effect) => withSchemaLock(session, effect),
     health: Effect.map(

@@ -5,7 +5,7 @@ import { Effect, Schedule } from "effect"
 import { CassandraServerError } from "../CassandraServerError.ts"
 import { fail, version, withProgress } from "./distribution.ts"
 import type { Java } from "./java.ts"
-import { freePort, type Launch, makeNode } from "./node.ts"
+import { durable, freePort, type Launch, makeNode } from "./node.ts"
 
 const alive = (pid: number) => {
   try {
@@ -83,7 +83,7 @@ export const startProcess = Effect.fnUntraced(function* (
       heap: options.heap ?? "1G",
       jvm: options.jvm ?? [],
       // Kept data must survive a power failure with every write that was acknowledged.
-      settings: { commitlog_sync: kept === undefined ? "periodic" : "batch", ...options.settings },
+      settings: { ...(kept === undefined ? {} : durable), ...options.settings },
       ready: ready(contactPoint)
     },
     hold

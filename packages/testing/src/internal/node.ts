@@ -45,6 +45,9 @@ export interface NodeOptions {
   readonly ready: Effect.Effect<void, unknown>
 }
 
+/** Settings by which what a node acknowledges survives its end and that of the machine. */
+export const durable = { commitlog_sync: "batch" }
+
 /** What may differ from start to start. */
 export interface Launch {
   /** Addresses of the nodes that it asks for the others. */
