@@ -7,7 +7,18 @@
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { type SerialConsistency, make as statement } from "@effect-cassandra/session/Statement"
 import driver from "cassandra-driver"
-import { Clock, Config, Context, type Duration, Effect, Layer, type Option, type Schema, type Stream } from "effect"
+import {
+  Clock,
+  Config,
+  Context,
+  type Duration,
+  Effect,
+  type Exit,
+  Layer,
+  type Option,
+  type Schema,
+  type Stream
+} from "effect"
 import type { Encoding } from "./Encoding.ts"
 import { cassandraStore, tables } from "./internal/cassandraStore.ts"
 import { storeFailure } from "./internal/failure.ts"
@@ -218,6 +229,21 @@ export interface EntityKey {
   readonly entityId: string
 }
 
+/** Stores events. */
+export interface AppendFunction {
+  (append: Append): Effect.Effect<Appended, JournalError>
+  /**
+   * The same without a fiber, which counts where hundreds of thousands are stored. `expected` must be a position, and the
+   * metadata of the surroundings are given; `onExit` is called once, at once or later, and must not throw. Absent where
+   * somebody has put a function of his own around `append`.
+   */
+  readonly unsafe?: (
+    append: Append,
+    metadata: Metadata,
+    onExit: (exit: Exit.Exit<Appended, JournalError>) => void
+  ) => void
+}
+
 /**
  * The events of a service's entities.
  */
@@ -233,7 +259,7 @@ export class Journal extends Context.Service<
      * Stores events if the entity is as expected, else fails with `SequenceConflict`. Once acknowledged they are there for
      * ever, exactly once.
      */
-    readonly append: (append: Append) => Effect.Effect<Appended, JournalError>
+    readonly append: AppendFunction
     /** What is stored of an entity. */
     readonly load: (entity: EntityKey, options?: LoadOptions) => Effect.Effect<Loaded, JournalError>
     /**

@@ -3,7 +3,14 @@
  */
 import { isDeepStrictEqual } from "node:util"
 import type { StoredEvent } from "@effect-cassandra/journal/EventCodec"
-import type { Append, Journal, Json, LogPosition } from "@effect-cassandra/journal/Journal"
+import {
+  type Append,
+  type Appended,
+  CurrentMetadata,
+  type Journal,
+  type Json,
+  type LogPosition
+} from "@effect-cassandra/journal/Journal"
 import type { JournalError } from "@effect-cassandra/journal/JournalError"
 import { Cause, type Clock, Context, Effect, Exit, Fiber, Latch, type Scope, Semaphore, Tracer } from "effect"
 import {
@@ -50,6 +57,15 @@ export interface Environment<State> {
 }
 
 type Answer = Effect.Effect<unknown, unknown>
+
+/** What follows from a decision: events to store, and the state and the answer after them. */
+interface Next<State> {
+  readonly state: State
+  readonly events: ReadonlyArray<StoredEvent>
+  /** Whether an event asks for a snapshot. */
+  readonly snapshotDue: boolean
+  readonly answer: Exit.Exit<unknown, unknown>
+}
 
 const fail = (reason: Reason) => Effect.fail(new EntityError({ reason }))
 
@@ -212,23 +228,69 @@ export class Entities<State> {
     const { instance } = ask
     instance.running = ask
     instance.lastUsed = ask.since
-    const onExit = (exit: Exit.Exit<unknown, unknown>): void => {
-      const isDefect = Exit.isFailure(exit) && Cause.hasDies(exit.cause)
+    if (!this.#startPlain(ask)) this.#runTurn(ask, () => this.#turn(ask))
+  }
+
+  /**
+   * Decides and stores without a fiber, which is a third of the work: where the state is in memory, and the handler has no
+   * effects and stores events. All else takes the long way, and so does what fails. False when nothing has been done.
+   */
+  #startPlain(ask: Ask<State>): boolean {
+    const { loaded } = ask.instance
+    const append = this.#env.journal.append.unsafe
+    if (append === undefined || loaded === undefined || ask.ids !== undefined) return false
+    ask.phase = "deciding"
+    const begun = this.#begin(ask, loaded)
+    if (typeof begun === "function") {
+      this.#runTurn(ask, begun)
+      return true
+    }
+    const { next, request } = begun
+    ask.phase = "storing"
+    append(request, Context.get(ask.context, CurrentMetadata), (exit) => {
+      if (Exit.isSuccess(exit)) this.#endTurn(ask, this.#stored(ask, loaded, next, request, exit.value))
+      else this.#runTurn(ask, () => this.#settle(ask, loaded, next, request, exit))
+    })
+    return true
+  }
+
+  /** What a command wants stored; or how its turn goes on, where that is not all. */
+  #begin(
+    ask: Ask<State>,
+    loaded: Loaded<State>
+  ): { readonly next: Next<State>; readonly request: Append } | (() => Answer) {
+    try {
+      const decided = ask.command.decide(loaded.state, ask.payload)
+      if (Effect.isEffect(decided)) return () => this.#decide(ask, loaded, decided)
+      const next = this.#next(ask, loaded, decided)
+      if (next.events.length === 0) return () => this.#carryOut(ask, loaded, next)
+      return { next, request: this.#append(ask, loaded, next) }
+    } catch (defect) {
+      return () => Effect.die(defect)
+    }
+  }
+
+  #runTurn(ask: Ask<State>, turn: () => Answer): void {
+    this.#run(ask, turn, (exit) => this.#endTurn(ask, exit))
+  }
+
+  #endTurn(ask: Ask<State>, exit: Exit.Exit<unknown, unknown>): void {
+    const { instance } = ask
+    if (Exit.isFailure(exit)) {
+      const isDefect = Cause.hasDies(exit.cause)
       const { loaded } = instance
       if (isDefect && ask.phase === "deciding" && loaded !== undefined && loaded !== ask.confirmed) {
-        this.#run(ask, () => this.#confirmDefect(ask, loaded, exit.cause), onExit)
+        this.#runTurn(ask, () => this.#confirmDefect(ask, loaded, exit.cause))
         return
       }
-      instance.running = undefined
       // An interruption that leaves an append behind, or a defect: the next command loads the entity again.
       if (isDefect) this.#restart(ask, exit.cause)
-      else if (Exit.hasInterrupts(exit)) {
-        if (ask.phase === "storing") instance.loaded = undefined
-      } else instance.defects = 0
-      this.#finish(ask, exit)
-      this.#drain(instance)
-    }
-    this.#run(ask, () => this.#turn(ask), onExit)
+      else if (!Exit.hasInterrupts(exit)) instance.defects = 0
+      else if (ask.phase === "storing") instance.loaded = undefined
+    } else instance.defects = 0
+    instance.running = undefined
+    this.#finish(ask, exit)
+    this.#drain(instance)
   }
 
   /** A defect that rests on a state which another process has outdated is none: the command is decided anew. */
@@ -324,14 +386,19 @@ export class Entities<State> {
     }
     const decided = command.decide(loaded.state, payload)
     return Effect.isEffect(decided)
-      ? Effect.matchEffect(this.#provide(instance, decided), {
-          onFailure: (error) => this.#carryOut(ask, loaded, { _tag: "Reject", error }),
-          onSuccess: (decision) => this.#carryOut(ask, loaded, decision)
-        })
-      : this.#carryOut(ask, loaded, decided)
+      ? this.#decide(ask, loaded, decided)
+      : this.#carryOut(ask, loaded, this.#next(ask, loaded, decided))
   }
 
-  #carryOut(ask: Ask<State>, loaded: Loaded<State>, decision: AnyDecision<State>): Answer {
+  #decide(ask: Ask<State>, loaded: Loaded<State>, decided: Effect.Effect<AnyDecision<State>, unknown, any>): Answer {
+    return Effect.matchEffect(this.#provide(ask.instance, decided), {
+      onFailure: (error) => this.#carryOut(ask, loaded, this.#next(ask, loaded, { _tag: "Reject", error })),
+      onSuccess: (decision) => this.#carryOut(ask, loaded, this.#next(ask, loaded, decision))
+    })
+  }
+
+  /** What follows from a decision; before anything is stored, for what throws stores nothing. */
+  #next(ask: Ask<State>, loaded: Loaded<State>, decision: AnyDecision<State>): Next<State> {
     const { model } = this.#env
     if (decision?._tag !== "Persist" && decision?._tag !== "Reply" && decision?._tag !== "Reject") {
       const what = `the handler of ${ask.command.tag} of ${this.#entityType} gave ${decision}`
@@ -339,71 +406,86 @@ export class Entities<State> {
     }
     let { state } = loaded
     const events: Array<StoredEvent> = []
-    let due = false
+    let snapshotDue = false
     if (decision._tag === "Persist") {
       for (const event of decision.events) {
         state = model.apply(state, event)
         events.push(model.events.encode(event))
-        due ||= model.snapshotWhen?.(state, event) === true
+        snapshotDue ||= model.snapshotWhen?.(state, event) === true
       }
     }
-    // Before anything is stored, for what throws stores nothing.
-    const answer = answerOf(decision, state)
-    if (events.length > 0 || ask.ids !== undefined) return this.#store(ask, loaded, state, events, due, answer)
+    return { state, events, snapshotDue, answer: answerOf(decision, state) }
+  }
+
+  /** Stores events; with the id of a command also its answer, even if there are no events. */
+  #carryOut(ask: Ask<State>, loaded: Loaded<State>, next: Next<State>): Answer {
+    if (next.events.length > 0 || ask.ids !== undefined) {
+      const append = this.#append(ask, loaded, next)
+      ask.phase = "storing"
+      return this.#settle(ask, loaded, next, append, this.#env.journal.append(append))
+    }
     // A reply without events, and a rejection, must not rest on a state that another process has outdated.
     return Effect.matchEffect(this.#confirm(ask.instance, loaded), {
       onFailure: (error) => this.#onFailure(ask, loaded, error),
       onSuccess: () => {
         if (ask.place !== undefined) ask.place.last = this.#placeOf(ask.instance.entityId, loaded.validThrough)
-        return answer
+        return next.answer
       }
     })
   }
 
-  /** Stores events; with the id of a command also its answer, even if there are no events. */
-  #store(
-    ask: Ask<State>,
-    loaded: Loaded<State>,
-    state: State,
-    events: ReadonlyArray<StoredEvent>,
-    snapshotDue: boolean,
-    answer: Exit.Exit<unknown, unknown>
-  ): Answer {
-    const { command, ids, instance, span } = ask
-    const { entityId } = instance
-    const append: Append = {
+  #append({ command, ids, instance, payload, span }: Ask<State>, loaded: Loaded<State>, next: Next<State>): Append {
+    return {
       entityType: this.#entityType,
-      entityId,
+      entityId: instance.entityId,
       expected: loaded,
-      events,
+      events: next.events,
       metadata: span?.sampled ? { traceparent: `00-${span.traceId}-${span.spanId}-01` } : undefined,
       command:
         ids === undefined
           ? undefined
           : {
               id: ids.of(command.tag),
-              answer: command.answers.encode(answer, ids.strict ? command.answers.digest(ask.payload) : undefined)
+              answer: command.answers.encode(next.answer, ids.strict ? command.answers.digest(payload) : undefined)
             }
     }
-    ask.phase = "storing"
-    return Effect.matchEffect(this.#env.journal.append(append), {
+  }
+
+  #settle(
+    ask: Ask<State>,
+    loaded: Loaded<State>,
+    next: Next<State>,
+    append: Append,
+    appended: Effect.Effect<Appended, JournalError>
+  ): Answer {
+    return Effect.matchEffect(appended, {
       onFailure: (error) => this.#onFailure(ask, loaded, error),
-      onSuccess: ({ sequence, validThrough }) => {
-        const { commands } = loaded
-        if (append.command !== undefined) commands?.answers.set(append.command.id, append.command.answer)
-        // Asked for again, they are those of the window only.
-        const kept = commands !== undefined && commands.answers.size > maxCommands ? undefined : commands
-        const next: Loaded<State> = { state, sequence, validThrough, commands: kept }
-        instance.loaded = next
-        ask.stored = events.length
-        if (ask.place !== undefined) ask.place.last = this.#placeOf(entityId, validThrough)
-        const { snapshotEvery } = this.#env.settings
-        if (snapshotDue || Math.floor(sequence / snapshotEvery) > Math.floor(loaded.sequence / snapshotEvery)) {
-          this.#saveSnapshot(instance, next)
-        }
-        return answer
-      }
+      onSuccess: (stored) => this.#stored(ask, loaded, next, append, stored)
     })
+  }
+
+  /** Goes on from the state whose events have been stored. */
+  #stored(
+    ask: Ask<State>,
+    loaded: Loaded<State>,
+    { answer, snapshotDue, state }: Next<State>,
+    { command, events }: Append,
+    { sequence, validThrough }: Appended
+  ): Exit.Exit<unknown, unknown> {
+    const { instance } = ask
+    const { commands } = loaded
+    if (command !== undefined) commands?.answers.set(command.id, command.answer)
+    // Asked for again, they are those of the window only.
+    const kept = commands !== undefined && commands.answers.size > maxCommands ? undefined : commands
+    const stored: Loaded<State> = { state, sequence, validThrough, commands: kept }
+    instance.loaded = stored
+    ask.stored = events.length
+    if (ask.place !== undefined) ask.place.last = this.#placeOf(instance.entityId, validThrough)
+    const { snapshotEvery } = this.#env.settings
+    if (snapshotDue || Math.floor(sequence / snapshotEvery) > Math.floor(loaded.sequence / snapshotEvery)) {
+      this.#saveSnapshot(instance, stored)
+    }
+    return answer
   }
 
   /** The first answer of a command that was carried out before. */

@@ -1,7 +1,7 @@
 /**
  * The operations of a journal over whatever stores its blocks: Cassandra, the memory of the process, or a simulation.
  */
-import { Clock, Duration, Effect, Result, Schedule, Scope, Semaphore, Stream } from "effect"
+import { Clock, Duration, Effect, Exit, Result, Schedule, Scope, Semaphore, Stream } from "effect"
 import {
   type Append,
   type Appended,
@@ -38,6 +38,13 @@ const maxBlockSize = 192 * 1024
 /** How often an append looks anew when others store events of the entity meanwhile. */
 const maxLooks = 50
 
+/** Characters of JSON. */
+const sizeOf = (events: AppendRequest["events"]) => {
+  let size = 0
+  for (const { text } of events) size += text.length
+  return size
+}
+
 /** An entity type in use: its record, and the logs of its shards that were started. */
 interface TypeInUse {
   record: TypeRecord
@@ -54,6 +61,7 @@ export const makeJournal = Effect.fnUntraced(function* (
   changed: Partial<Limits> = {},
   dataCenter: string | null = null
 ) {
+  const services = yield* Effect.context<never>()
   const shards = options.shards ?? 2
   const wanted: TypeRecord = {
     shards,
@@ -231,14 +239,6 @@ export const makeJournal = Effect.fnUntraced(function* (
 
   const shardOf = (entityId: string) => shardOfEntity(entityId, shards)
 
-  const send = ({ entityId, entityType }: EntityKey, request: AppendRequest) => {
-    const shard = shardOf(entityId)
-    const log = types.get(entityType)?.logs[shard]
-    return log === undefined
-      ? Effect.flatMap(startLog(entityType, shard), (started) => started.append(request))
-      : log.append(request)
-  }
-
   const load = Effect.fnUntraced(function* (entity: EntityKey, options: LoadOptions = {}) {
     const log = yield* logOf(entity.entityType, shardOf(entity.entityId))
     const inUse = types.get(entity.entityType)!
@@ -299,20 +299,43 @@ export const makeJournal = Effect.fnUntraced(function* (
     }
   })
 
-  const append = (self: Append): Effect.Effect<Appended, JournalError> =>
-    Effect.withFiber((fiber) => {
-      const encoded = format.encode(self, fiber.getRef(CurrentMetadata))
-      if (Result.isFailure(encoded)) return Effect.fail(encoded.failure)
-      const events = encoded.success
-      let size = 0
-      for (const { text } of events) size += text.length
-      const { command, entityId, expected } = self
-      if (typeof expected !== "object") return place(self, events, size)
-      const { sequence, validThrough } = expected
-      if (events.length === 0) return Effect.succeed({ sequence, validThrough, repeated: false, answer: undefined })
-      const answer = command?.answer
-      return send(self, { entityId, expected: sequence, floating: false, validThrough, events, size, answer })
-    })
+  const appendUnsafe: Journal["Service"]["append"]["unsafe"] = (self, metadata, onExit) => {
+    const encoded = format.encode(self, metadata)
+    if (Result.isFailure(encoded)) return onExit(Exit.fail(encoded.failure))
+    const events = encoded.success
+    const { command, entityId, entityType } = self
+    const { sequence, validThrough } = self.expected as Position
+    if (events.length === 0) return onExit(Exit.succeed({ sequence, validThrough, repeated: false, answer: undefined }))
+    const request: AppendRequest = {
+      entityId,
+      expected: sequence,
+      floating: false,
+      validThrough,
+      events,
+      size: sizeOf(events),
+      answer: command?.answer
+    }
+    const shard = shardOf(entityId)
+    const log = types.get(entityType)?.logs[shard]
+    if (log !== undefined) return log.appendUnsafe(request, onExit)
+    const started = Effect.flatMap(startLog(entityType, shard), (log) => log.append(request))
+    Effect.runForkWith(services)(started).addObserver(onExit)
+  }
+
+  const append = Object.assign(
+    (self: Append): Effect.Effect<Appended, JournalError> =>
+      Effect.withFiber((fiber) => {
+        const metadata = fiber.getRef(CurrentMetadata)
+        if (typeof self.expected === "object") {
+          return Effect.callback((resume) => appendUnsafe(self, metadata, resume))
+        }
+        const encoded = format.encode(self, metadata)
+        return Result.isFailure(encoded)
+          ? Effect.fail(encoded.failure)
+          : place(self, encoded.success, sizeOf(encoded.success))
+      }),
+    { unsafe: appendUnsafe }
+  )
 
   const confirm = ({ entityId, entityType }: EntityKey, position: Position) =>
     Effect.flatMap(logOf(entityType, shardOf(entityId)), (log) =>

@@ -50,7 +50,7 @@ interface Pending {
   /** The sequence number before the first event, once it is in a block. */
   after: number
   readonly request: AppendRequest
-  readonly resume: (effect: Effect.Effect<Appended, JournalError>) => void
+  readonly resume: (exit: Exit.Exit<Appended, JournalError>) => void
 }
 
 /** Blocks kept in memory for the readers of this process, by events. */
@@ -138,12 +138,18 @@ export class ShardLog {
 
   /** Appends events; answered when they are stored. */
   append(request: AppendRequest): Effect.Effect<Appended, JournalError> {
-    return Effect.callback<Appended, JournalError>((resume) => {
-      const refused = this.#refusal()
-      if (refused !== undefined) return resume(Effect.fail(refused))
-      this.#pending.push({ since: this.#clock.currentTimeMillisUnsafe(), after: 0, request, resume })
-      this.#wake.openUnsafe()
-    })
+    return Effect.callback((resume) => this.appendUnsafe(request, resume))
+  }
+
+  /** The same without a fiber. */
+  appendUnsafe(request: AppendRequest, resume: Pending["resume"]): void {
+    const refused = this.#refusal()
+    if (refused !== undefined) {
+      resume(Exit.fail(refused))
+      return
+    }
+    this.#pending.push({ since: this.#clock.currentTimeMillisUnsafe(), after: 0, request, resume })
+    this.#wake.openUnsafe()
   }
 
   /** After it, everything that was acknowledged anywhere before the call has been seen. Many callers share one look. */
@@ -295,7 +301,7 @@ export class ShardLog {
     if (this.#fatal !== undefined) for (const listener of [...this.#listeners]) listener()
     const pending = this.#pending
     this.#pending = []
-    for (const { resume } of pending) resume(Effect.fail(error))
+    for (const { resume } of pending) resume(Exit.fail(error))
     this.#failSyncs(error)
   }
 
@@ -307,7 +313,7 @@ export class ShardLog {
     const { entityType } = this.log
     for (const { request, resume } of taken) {
       const reason = new OutcomeUnknown({ entityType, entityId: request.entityId, message })
-      resume(Effect.fail(new JournalError({ reason })))
+      resume(Exit.fail(new JournalError({ reason })))
     }
   }
 
@@ -406,7 +412,7 @@ export class ShardLog {
     }
     // Before anybody is answered, for who is answered may ask again at once.
     this.#pending = left
-    for (const { request, resume } of outdated) resume(Effect.fail(this.conflict(request.entityId, request.expected)))
+    for (const { request, resume } of outdated) resume(Exit.fail(this.conflict(request.entityId, request.expected)))
     return taken
   }
 
@@ -452,7 +458,7 @@ export class ShardLog {
       if (stamp - now > maxSkewMicros) {
         const message = `the newest event of ${nameOf(self.log)} is stamped ${Math.round((self.#lastStamp - now) / 1e6)} s ahead of this process's clock: set the clocks right`
         for (const { resume } of taken) {
-          resume(Effect.fail(new JournalError({ reason: new ClockSkew({ message }) })))
+          resume(Exit.fail(new JournalError({ reason: new ClockSkew({ message }) })))
         }
         return false
       }
@@ -473,7 +479,7 @@ export class ShardLog {
           const { blockId, place, written } = block
           self.#apply({ from: self.head, to: offset, blockId, stamp, place, written, entries })
           self.#onAppended(offset)
-          for (let i = 0; i < taken.length; i++) taken[i]!.resume(Effect.succeed(appended[i]!))
+          for (let i = 0; i < taken.length; i++) taken[i]!.resume(Exit.succeed(appended[i]!))
           return true
         }
         case "Refused": {
@@ -486,7 +492,7 @@ export class ShardLog {
           return false
         }
         case "NotExecuted": {
-          for (const { resume } of taken) resume(Effect.fail(storeFailure(outcome.error)))
+          for (const { resume } of taken) resume(Exit.fail(storeFailure(outcome.error)))
           return false
         }
       }
@@ -554,7 +560,7 @@ export class ShardLog {
     const expired = this.#pending.filter(({ since }) => since < oldest)
     if (expired.length === 0) return
     this.#pending = this.#pending.filter(({ since }) => since >= oldest)
-    for (const { resume } of expired) resume(Effect.fail(storeFailure(error)))
+    for (const { resume } of expired) resume(Exit.fail(storeFailure(error)))
   }
 
   // ------------------------------------------------------------------------------------------------ following
