@@ -302,17 +302,17 @@ const slowly = <E>(name: string, Live: Layer.Layer<Journal, E>) =>
           Stream.tap(({ sequence }) =>
             sequence === 1 ? Effect.andThen(Deferred.succeed(held, undefined), Deferred.await(go)) : Effect.void
           ),
-          Stream.take(20_001),
+          Stream.take(40_001),
           Stream.runCollect,
           Effect.forkChild
         )
         yield* append("Slow", "s", 1)
         yield* Deferred.await(held)
-        yield* append("Slow", "s", 20_000, 2000)
-        // One page of 2000 in the consumer's hand, one ahead, one on the way.
-        assert.isBelow(yield* Ref.get(read), 6001)
+        yield* append("Slow", "s", 40_000, 2000)
+        // One page of up to 6000 in the consumer's hand, one ahead, one on the way.
+        assert.isBelow(yield* Ref.get(read), 18_001)
         yield* Deferred.succeed(go, undefined)
-        assert.deepStrictEqual(sequencesOf(yield* Fiber.join(consumer), "s"), numbers(1, 20_001))
+        assert.deepStrictEqual(sequencesOf(yield* Fiber.join(consumer), "s"), numbers(1, 40_001))
       })
     )
   })

@@ -53,8 +53,8 @@ interface Pending {
   readonly resume: (exit: Exit.Exit<Appended, JournalError>) => void
 }
 
-/** Blocks kept in memory for the readers of this process, by events. */
-const tailEvents = 2000
+/** Blocks kept in memory for the readers of this process, by events: what a busy shard stores while a read side lingers. */
+const tailEvents = 6000
 const unindexedEvents = 100_000
 const maxSkewMicros = 60_000_000
 

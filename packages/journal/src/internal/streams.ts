@@ -9,7 +9,7 @@ import type { Block, Cursor } from "./logReader.ts"
 import type { ShardLog } from "./shardLog.ts"
 
 /** Events per page from memory. */
-const maxPage = 2000
+const maxPage = 5000
 
 /** A reader's place: after an offset, with the cursor that the last page gave, if it came from the store. */
 interface State {

@@ -53,6 +53,12 @@ const backlog = 500
 const maxIdleMillis = 500
 const slower = 4
 
+/**
+ * Whether events were stored just now, by about the same clock: what follows them is collected until it is asked for, so
+ * that a processor gets more at once.
+ */
+export const isYoung = (events: Events) => Date.now() - events.at(-1)!.stamp / 1000 < 1000
+
 const idleMillis = () => performance.eventLoopUtilization().idle
 
 const newFollower = (): Follower => ({
@@ -170,7 +176,8 @@ export class LogReader {
 
   /** Reads on before somebody asks, where there is more. */
   #readAhead(window: Window): void {
-    if (window.pages.at(-1)!.events.length >= backlog && sizeOf(window) < keptEvents) this.#read(window)
+    const { events } = window.pages.at(-1)!
+    if (events.length >= backlog && !isYoung(events) && sizeOf(window) < keptEvents) this.#read(window)
   }
 
   #read(window: Window): void {

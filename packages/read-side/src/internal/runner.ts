@@ -9,7 +9,7 @@ import type { Processor } from "../Processor.ts"
 import { DataLost, ReadSideError, RequestRefused } from "../ReadSideError.ts"
 import { type Control, later, startOf, type Target } from "./control.ts"
 import { journalFailure, mayPass, storeFailure } from "./failures.ts"
-import type { LogReader } from "./logReader.ts"
+import { isYoung, type LogReader } from "./logReader.ts"
 import type { Offsets } from "./offsets.ts"
 import type { Parked, Parking } from "./parking.ts"
 import type { Failure, Outcome, Place, Sink } from "./sink.ts"
@@ -76,8 +76,8 @@ export const makeProgress = (place: Place, reader: LogReader): Progress => ({
   batches: { count: 0, max: 0 }
 })
 
-/** As many events at once are a backlog, for which nobody waits any longer. */
-const catchUpEvents = 1000
+/** As many events at once are enough for a batch: nobody waits for more. */
+const fullBatch = 4000
 /** A batch's span names the traces of as many commands. */
 const maxLinks = 32
 
@@ -373,8 +373,8 @@ export const run = <R>(
       if (progress.offset - progress.storedOffset >= limits.offsetCount) {
         yield* Effect.mapError(saveOffset(offsets, progress), storeFailure)
       }
-      // As long as it is worth while, and not when there is more to catch up with than is collected anyway.
-      if (sink.coalesces && written > 1 && events.length < catchUpEvents) {
+      // As long as it is worth while, and not when there is something to catch up with.
+      if (sink.coalesces && written > 1 && events.length < fullBatch && isYoung(events)) {
         yield* Effect.sleep(Math.min(2 * written, limits.maxLingerMillis))
       }
     })
