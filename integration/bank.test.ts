@@ -2,9 +2,11 @@ import { type ChildProcess, spawn } from "node:child_process"
 import { createInterface } from "node:readline"
 import { fileURLToPath } from "node:url"
 import { assert, layer } from "@effect/vitest"
+import * as EventStream from "@effect-cassandra/journal/EventStream"
 import { Journal } from "@effect-cassandra/journal/Journal"
 import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
-import { Effect, Fiber, Schedule } from "effect"
+import { Effect, Fiber, Schedule, Stream } from "effect"
+import * as Sse from "effect/encoding/Sse"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
 
@@ -140,6 +142,34 @@ const check = (url: string, acknowledged: ReadonlyArray<{ readonly account: stri
     assert.strictEqual(body.accounts.length, accounts.length)
   })
 
+interface FeedEvent {
+  readonly account: string
+  readonly sequence: number
+}
+
+/** Another service, which follows the events of the accounts: until it has enough, or the connection breaks. */
+const follow = (url: string, seen: { id: string | undefined; readonly events: Array<FeedEvent> }, enough: number) =>
+  Effect.promise(async () => {
+    const parser = Sse.makeParser((message) => {
+      if (message._tag !== "Event") return
+      seen.id = message.id
+      seen.events.push(JSON.parse(message.data))
+    })
+    const broken = new AbortController()
+    try {
+      const headers: Record<string, string> = seen.id === undefined ? {} : { "last-event-id": seen.id }
+      const response = await fetch(`${url}/events`, { headers, signal: broken.signal })
+      for await (const text of response.body!.pipeThrough(new TextDecoderStream())) {
+        parser.feed(text)
+        if (seen.events.length >= enough) break
+      }
+    } catch {
+      // It goes on after the last event that it has seen whole.
+    } finally {
+      broken.abort()
+    }
+  })
+
 /** All lines, page by page. */
 const statement = (url: string, account: string) =>
   Effect.gen(function* () {
@@ -201,25 +231,48 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
     })
   )
 
-  it.effect("killed in the middle of traffic and started again, it has every acknowledged event exactly once", () =>
-    Effect.gen(function* () {
-      const all: Array<{ readonly account: string; readonly cents: number }> = []
-      for (const round of [1, 2, 3]) {
-        const { child, gone, url } = yield* bank
-        yield* open(url)
-        const acknowledged: typeof all = []
-        const busy = yield* Effect.forkChild(traffic(url, round * 1_000_000, Number.POSITIVE_INFINITY, acknowledged), {
-          startImmediately: true
-        })
-        const some = 150 + Math.random() * 300
-        yield* Effect.sleep("5 millis").pipe(Effect.repeat({ while: () => acknowledged.length < some }))
-        child.kill("SIGKILL")
-        yield* Effect.promise(() => gone)
-        all.push(...(yield* Fiber.join(busy)))
-      }
-      const { url } = yield* bank
-      yield* check(url, all).pipe(Effect.provide(outside))
-    })
+  it.effect(
+    "killed in the middle of traffic and started again, it has every acknowledged event exactly once, and so has who follows",
+    () =>
+      Effect.gen(function* () {
+        const all: Array<{ readonly account: string; readonly cents: number }> = []
+        const seen: Parameters<typeof follow>[1] = { id: undefined, events: [] }
+        for (const round of [1, 2, 3]) {
+          const { child, gone, url } = yield* bank
+          yield* open(url)
+          const acknowledged: typeof all = []
+          const busy = yield* Effect.forkChild(
+            traffic(url, round * 1_000_000, Number.POSITIVE_INFINITY, acknowledged),
+            {
+              startImmediately: true
+            }
+          )
+          const following = yield* Effect.forkChild(follow(url, seen, Number.POSITIVE_INFINITY), {
+            startImmediately: true
+          })
+          const some = 150 + Math.random() * 300
+          yield* Effect.sleep("5 millis").pipe(Effect.repeat({ while: () => acknowledged.length < some }))
+          child.kill("SIGKILL")
+          yield* Effect.promise(() => gone)
+          all.push(...(yield* Fiber.join(busy)))
+          yield* Fiber.join(following)
+        }
+        const { url } = yield* bank
+        yield* check(url, all).pipe(Effect.provide(outside))
+        const stored = yield* Stream.runCollect(EventStream.currentEventsByType("Account")).pipe(
+          Effect.provide(outside)
+        )
+        yield* follow(url, seen, stored.length)
+        const byAccount = (events: ReadonlyArray<FeedEvent>) =>
+          Map.groupBy(
+            events.map(({ account, sequence }) => ({ account, sequence })),
+            ({ account }) => account
+          )
+        assert.deepStrictEqual(
+          byAccount(seen.events),
+          byAccount(stored.map(({ entityId, sequence }) => ({ account: entityId, sequence })))
+        )
+      })
   )
 
   it.effect(
