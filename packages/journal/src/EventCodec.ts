@@ -171,6 +171,8 @@ type Known = {
     }
 )
 
+type Current = Exclude<Known, { readonly retired: object }>
+
 /** The way that led to an event: it must not lead in a circle. */
 interface Trail {
   readonly step: string
@@ -239,7 +241,29 @@ export const make = <const Event extends EventSchema>(
       return `its version is ${show(storedVersion)}: versions are 1, 2, 3 ...`
     }
     if (!isPayload(storedPayload)) return `its payload is not an object, but ${show(storedPayload)}`
-    let payload: object = storedPayload
+    return !found.retired && storedVersion === found.version
+      ? accept(into, found, storedPayload)
+      : change(into, found, storedPayload, storedVersion, trail)
+  }
+
+  const accept = (into: Array<Event["Type"]>, { decode, type }: Current, payload: object): string | undefined => {
+    if (only !== undefined && !only.has(type)) return
+    const event = decode({ ...payload, _tag: type })
+    if (Result.isFailure(event)) {
+      return `it does not fit its schema, make the schema accept what is stored or declare its history: ${describeIssue(event.failure)}`
+    }
+    into.push(event.success as Event["Type"])
+  }
+
+  /** As `read`, for one that is of another version, or of none any more. */
+  const change = (
+    into: Array<Event["Type"]>,
+    found: Known,
+    storedPayload: object,
+    storedVersion: number,
+    trail: Trail | undefined
+  ): string | undefined => {
+    let payload = storedPayload
     let version = storedVersion
 
     /** The events that it becomes, by name so that nothing of them is missed. */
@@ -287,12 +311,7 @@ export const make = <const Event extends EventSchema>(
       payload = given
       version += version < found.version ? 1 : -1
     }
-    if (only !== undefined && !only.has(found.type)) return
-    const event = found.decode({ ...payload, _tag: found.type })
-    if (Result.isFailure(event)) {
-      return `it does not fit its schema, make the schema accept what is stored or declare its history: ${describeIssue(event.failure)}`
-    }
-    into.push(event.success as Event["Type"])
+    return accept(into, found, payload)
   }
 
   return {

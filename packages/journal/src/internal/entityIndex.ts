@@ -266,9 +266,11 @@ export class EntityIndex {
           }
           this.#writing = new Map()
           if (Exit.isFailure(exit)) return
-          const written = this.#dropped ? this.#written : new Map<string, Array<Entry>>()
-          for (const [entityId, list] of entries) written.set(entityId, [...(written.get(entityId) ?? []), ...list])
-          this.#written = written
+          if (this.#dropped) {
+            for (const [entityId, list] of this.#written)
+              entries.set(entityId, [...list, ...(entries.get(entityId) ?? [])])
+          }
+          this.#written = entries
           this.#dropped = false
         })
       )

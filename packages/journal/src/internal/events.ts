@@ -2,7 +2,7 @@
 import { Effect, Result } from "effect"
 import type { Encoding } from "../Encoding.ts"
 import type { Append, EntityKey, EventEnvelope, Metadata, NewEvent } from "../Journal.ts"
-import { AppendTooLarge, EncodingFailure, JournalError, MalformedAppend, type Reason } from "../JournalError.ts"
+import { AppendTooLarge, EncodingFailure, JournalError, MalformedAppend } from "../JournalError.ts"
 import { type Body, type Entry, encodeBody, type Item, itemOf } from "./block.ts"
 
 /** The type of an event that remembers a command without events. */
@@ -12,7 +12,15 @@ const maxIdLength = 1024
 const maxAppendSize = 4 * 1024 * 1024
 const noMetadata: Metadata = Object.freeze({})
 
-const fail = (reason: Reason) => Result.fail(new JournalError({ reason }))
+const malformed = ({ entityId, entityType }: Append, what: string) => {
+  const message = `${what}, and nothing was stored`
+  return Result.fail(new JournalError({ reason: new MalformedAppend({ entityType, entityId, message }) }))
+}
+
+const tooLarge = ({ entityId, entityType }: Append, what: string) => {
+  const message = `${what}, and nothing was stored`
+  return Result.fail(new JournalError({ reason: new AppendTooLarge({ entityType, entityId, message }) }))
+}
 
 /** What is wrong with a name, if so. */
 const refusedName = (what: string, name: unknown): string | undefined =>
@@ -42,25 +50,24 @@ export class EventFormat {
   /** The events of an append as they are to be stored, or why they cannot be. */
   encode(append: Append, current: Metadata): Result.Result<ReadonlyArray<Body>, JournalError> {
     const { command, entityId, entityType, events, expected } = append
-    const malformed = (what: string) =>
-      fail(new MalformedAppend({ entityType, entityId, message: `${what}, and nothing was stored` }))
-    const tooLarge = (what: string) =>
-      fail(new AppendTooLarge({ entityType, entityId, message: `${what}, and nothing was stored` }))
     const name = refusedName("entityType", entityType) ?? refusedName("entityId", entityId)
-    if (name !== undefined) return malformed(name)
+    if (name !== undefined) return malformed(append, name)
     const sequence = typeof expected === "object" ? expected?.sequence : expected
     if (
       !(
-        ["none", "exists", "any"].includes(sequence as string) ||
-        (Number.isSafeInteger(sequence) && Number(sequence) >= 0)
+        (Number.isSafeInteger(sequence) && Number(sequence) >= 0) ||
+        ["none", "exists", "any"].includes(sequence as string)
       )
     ) {
-      return malformed(`expected is ${sequence}, it must be a position, a sequence number, "none", "exists" or "any"`)
+      return malformed(
+        append,
+        `expected is ${sequence}, it must be a position, a sequence number, "none", "exists" or "any"`
+      )
     }
     const id = command === undefined ? undefined : refusedName("the id of a command", command.id)
-    if (id !== undefined) return malformed(id)
+    if (id !== undefined) return malformed(append, id)
     if (events.length > this.#maxEvents) {
-      return tooLarge(`${events.length} events at once, the limit is ${this.#maxEvents}`)
+      return tooLarge(append, `${events.length} events at once, the limit is ${this.#maxEvents}`)
     }
     const bodies: Array<Body> = []
     let size = 0
@@ -69,24 +76,23 @@ export class EventFormat {
       const event = events[i]!
       const { type, version } = event
       if (typeof type !== "string" || type === "" || type.startsWith("$")) {
-        return malformed(`"${type}" cannot be the type of an event: it must be text that does not begin with $`)
+        return malformed(append, `"${type}" cannot be the type of an event: it must be text that does not begin with $`)
       }
       if (version !== undefined && (!Number.isSafeInteger(version) || version < 1)) {
-        return malformed(`the event ${type} has version ${version}, it must be a whole number from 1 on`)
+        return malformed(append, `the event ${type} has version ${version}, it must be a whole number from 1 on`)
       }
       const body = this.#body(append, event, current, i === last)
-      if (Result.isFailure(body)) return Result.fail(body.failure)
-      const { length } = body.success.text
+      if (body instanceof JournalError) return Result.fail(body)
+      const { length } = body.text
       if (length > this.#maxEventSize) {
-        return tooLarge(
-          `an event ${type} has ${length} characters of JSON, the limit is ${this.#maxEventSize} (maxEventSize)`
-        )
+        const limit = `the limit is ${this.#maxEventSize} (maxEventSize)`
+        return tooLarge(append, `an event ${type} has ${length} characters of JSON, ${limit}`)
       }
       size += length
-      bodies.push(body.success)
+      bodies.push(body)
     }
     if (size > maxAppendSize) {
-      return tooLarge(`${events.length} events of ${size} characters at once, the limit is ${maxAppendSize}`)
+      return tooLarge(append, `${events.length} events of ${size} characters at once, the limit is ${maxAppendSize}`)
     }
     if (last < 0 && command !== undefined) {
       const m = metadataOf(append, undefined, current)
@@ -95,28 +101,27 @@ export class EventFormat {
     return Result.succeed(bodies)
   }
 
-  #body(append: Append, event: NewEvent, current: Metadata, isLast: boolean): Result.Result<Body, JournalError> {
+  #body(append: Append, event: NewEvent, current: Metadata, isLast: boolean): Body | JournalError {
     const { command, entityId, entityType } = append
     try {
       const encoded = this.#encode(event.payload, append)
-      return Result.succeed(
-        encodeBody({
-          t: event.type,
-          v: event.version,
-          m: metadataOf(append, event.metadata, current),
-          a: isLast ? command?.answer : undefined,
-          x: encoded?.encoding,
-          p: encoded === undefined ? event.payload : encoded.text
-        })
-      )
+      return encodeBody({
+        t: event.type,
+        v: event.version,
+        m: metadataOf(append, event.metadata, current),
+        a: isLast ? command?.answer : undefined,
+        x: encoded?.encoding,
+        p: encoded === undefined ? event.payload : encoded.text
+      })
     } catch (cause) {
       const encoding = this.#encoding?.name
       const message = `an event ${event.type} of ${entityType} "${entityId}" cannot be written as ${encoding ?? "JSON"}, and nothing was stored: ${cause}`
-      return fail(
-        encoding === undefined
-          ? new MalformedAppend({ entityType, entityId, message })
-          : new EncodingFailure({ entityType, entityId, encoding, message })
-      )
+      return new JournalError({
+        reason:
+          encoding === undefined
+            ? new MalformedAppend({ entityType, entityId, message })
+            : new EncodingFailure({ entityType, entityId, encoding, message })
+      })
     }
   }
 

@@ -53,8 +53,10 @@ interface Pending {
   readonly resume: (exit: Exit.Exit<Appended, JournalError>) => void
 }
 
-/** Blocks kept in memory for the readers of this process, by events: what a busy shard stores while a read side lingers. */
-const tailEvents = 6000
+/** Blocks kept in memory for the readers of this process, by events: of those of the last second more, as read sides linger. */
+const tailEvents = 2000
+const freshEvents = 20_000
+const freshMicros = 1_000_000
 const unindexedEvents = 100_000
 const maxSkewMicros = 60_000_000
 
@@ -590,9 +592,23 @@ export class ShardLog {
     this.#tail.push(block)
     for (const entry of block.entries) if (entry.type === deletedType) this.#forget(entry)
     this.#tailCount += block.entries.length
-    while (this.#tail.length > 1 && this.#tailCount > tailEvents) this.#tailCount -= this.#tail.shift()!.entries.length
+    this.#trim()
     // A copy, for who is woken may listen again at once.
     for (const listener of [...this.#listeners]) listener()
+  }
+
+  #trim(): void {
+    const fresh = this.#clock.currentTimeMillisUnsafe() * 1000 - freshMicros
+    for (
+      let first = this.#tail[0];
+      first !== undefined &&
+      this.#tailCount > (first.stamp < fresh ? tailEvents : freshEvents) &&
+      this.#tail.length > 1;
+      first = this.#tail[0]
+    ) {
+      this.#tail.shift()
+      this.#tailCount -= first.entries.length
+    }
   }
 
   /** Takes what was deleted out of the blocks in memory. */
@@ -741,6 +757,7 @@ export class ShardLog {
 
   /** Writes the events since the last time into the index, then the watermark; after what is being written now. */
   readonly index: Effect.Effect<void, CassandraError> = Effect.suspend(() => {
+    this.#trim()
     const index = this.#index
     if (!this.#foreign) return index.flush(this.head)
     this.#foreign = false

@@ -44,76 +44,86 @@ const refused = (processor: string, type: string, text: string, why: string) =>
     })
   })
 
-/** The statements of a processor for an event, before they are checked against the tables. */
-const statementsOf = (name: string, { events, handlers }: Pick<Definition, "events" | "handlers">) => {
+/**
+ * Adds what the handlers of a processor write for an event, checked as far as the texts show; or says why that cannot be. Of
+ * one that cannot, nothing is left.
+ */
+type AddWrites = (envelope: EventEnvelope, into: Array<Write>) => ReadSideError | undefined
+
+const addWritesOf = (
+  name: string,
+  { events, handlers }: Pick<Definition, "events" | "handlers">,
+  refusal: (statement: Statement<unknown>) => string | undefined,
+  generation: number
+): AddWrites => {
   const decode: Decode<{ readonly _tag: string }> = makeDecode(name, events, Object.keys(handlers))
-  return (envelope: EventEnvelope): Result.Result<ReadonlyArray<Statement<unknown>>, ReadSideError> => {
+  const byTag = handlers as Record<string, (event: unknown, envelope: EventEnvelope) => Statements>
+  const start = generationStart(generation)
+
+  const failed = ({ entityId }: EventEnvelope, eventType: string, what: string, cause: unknown) => {
+    const message = `the handler for ${eventType} of processor "${name}" ${what}`
+    return new ReadSideError({
+      reason: new HandlerFailure({ processor: name, entityId, eventType, message, cause })
+    })
+  }
+
+  const add = (envelope: EventEnvelope, into: Array<Write>, begin: number): ReadSideError | undefined => {
     const decoded = decode(envelope)
-    if (Result.isFailure(decoded)) return Result.fail(decoded.failure)
-    const statements: Array<Statement<unknown>> = []
+    if (Result.isFailure(decoded)) return decoded.failure
     for (const event of decoded.success) {
       const { _tag } = event
       let given: Statements | undefined
       try {
-        given = (handlers as Record<string, (event: unknown, envelope: EventEnvelope) => Statements>)[_tag]?.(
-          event,
-          envelope
-        )
+        given = byTag[_tag]?.(event, envelope)
       } catch (cause) {
-        const { entityId } = envelope
-        const message = `the handler for ${_tag} of processor "${name}" threw at "${entityId}": ${cause}`
-        const reason = new HandlerFailure({ processor: name, entityId, eventType: _tag, message, cause })
-        return Result.fail(new ReadSideError({ reason }))
+        return failed(envelope, _tag, `threw at "${envelope.entityId}": ${cause}`, cause)
       }
-      const all = Array.isArray(given) ? given : given === undefined ? [] : [given]
-      const other = all.find((one) => typeof one?.text !== "string")
-      if (other !== undefined || all.includes(null)) {
-        const { entityId } = envelope
-        const message = `the handler for ${_tag} of processor "${name}" gave ${other instanceof Promise ? "a promise" : JSON.stringify(other)} at "${entityId}" instead of statements: it must be a plain function; what needs an Effect is a processor by Processor.effect`
-        const reason = new HandlerFailure({ processor: name, entityId, eventType: _tag, message, cause: other })
-        return Result.fail(new ReadSideError({ reason }))
+      if (given === undefined) continue
+      const all = Array.isArray(given) ? (given as ReadonlyArray<Statement<unknown>>) : [given as Statement<unknown>]
+      for (const statement of all) {
+        if (typeof statement?.text !== "string") {
+          const what = statement instanceof Promise ? "a promise" : JSON.stringify(statement)
+          const way = "it must be a plain function; what needs an Effect is a processor by Processor.effect"
+          return failed(
+            envelope,
+            _tag,
+            `gave ${what} at "${envelope.entityId}" instead of statements: ${way}`,
+            statement
+          )
+        }
+        const stamp = start + BigInt(envelope.stamp + into.length - begin)
+        into.push({ statement, stamp, event: envelope })
       }
-      for (const one of all) statements.push(one)
     }
-    if (statements.length > maxStatements) {
-      const why = `it gave ${statements.length} statements for one event, ${maxStatements} is the most`
-      return Result.fail(refused(name, envelope.type, statements[0]!.text, why))
+    const count = into.length - begin
+    if (count > maxStatements) {
+      const why = `it gave ${count} statements for one event, ${maxStatements} is the most`
+      return refused(name, envelope.type, into[begin]!.statement.text, why)
     }
-    return Result.succeed(statements)
-  }
-}
-
-/** What the handlers write, checked as far as the texts show. */
-const writesOf = (
-  name: string,
-  statements: ReturnType<typeof statementsOf>,
-  refusal: (statement: Statement<unknown>) => string | undefined,
-  generation: number
-) => {
-  const start = generationStart(generation)
-  return (envelope: EventEnvelope): Result.Result<ReadonlyArray<Write>, ReadSideError> => {
-    const given = statements(envelope)
-    if (Result.isFailure(given)) return Result.fail(given.failure)
-    const writes: Array<Write> = []
-    for (const statement of given.success) {
+    for (let i = begin; i < into.length; i++) {
+      const { statement } = into[i]!
       const why = refusal(statement)
-      if (why !== undefined) return Result.fail(refused(name, envelope.type, statement.text, why))
-      writes.push({ statement, stamp: start + BigInt(envelope.stamp + writes.length), event: envelope })
+      if (why !== undefined) return refused(name, envelope.type, statement.text, why)
     }
-    return Result.succeed(writes)
+  }
+
+  return (envelope, into) => {
+    const begin = into.length
+    const failure = add(envelope, into, begin)
+    if (failure !== undefined) into.length = begin
+    return failure
   }
 }
 
 /** A processor's statements for an event, and its work in a shard. */
 export const statements = (name: string, definition: Definition) => {
-  const given = statementsOf(name, definition)
   // One for all shards, which sees when two of them write one row.
   const writers = new WeakMap<CassandraSession["Service"], Writer>()
   const open: Open = ({ concurrency, generation, session, shards }) => {
     const single = shards === 1 && (typeof definition.entityType === "string" || definition.entityType.length === 1)
     const writer = writers.get(session) ?? new Writer(session, !single && definition.keys !== "own")
     writers.set(session, writer)
-    const writes = writesOf(name, given, (statement) => writer.refusal(statement), generation)
+    const addWrites = addWritesOf(name, definition, (statement) => writer.refusal(statement), generation)
 
     const handle = (events: ReadonlyArray<EventEnvelope>): Effect.Effect<Outcome> => {
       const all: Array<Write> = []
@@ -121,12 +131,11 @@ export const statements = (name: string, definition: Definition) => {
       let done = before
       let failure: Outcome["failure"]
       for (const event of events) {
-        const given = writes(event)
-        if (Result.isFailure(given)) {
-          failure = { error: given.failure, event }
+        const error = addWrites(event, all)
+        if (error !== undefined) {
+          failure = { error, event }
           break
         }
-        for (const write of given.success) all.push(write)
         done = event.offset
       }
       if (all.length === 0) return Effect.succeed({ done, written: 0, failure })
@@ -171,5 +180,11 @@ export const statements = (name: string, definition: Definition) => {
 
     return Effect.succeed({ handle, coalesces: true })
   }
-  return { open, writes: writesOf(name, given, refusalOf, 0) }
+  const addWrites = addWritesOf(name, definition, refusalOf, 0)
+  const writes = (envelope: EventEnvelope): Result.Result<ReadonlyArray<Write>, ReadSideError> => {
+    const all: Array<Write> = []
+    const failure = addWrites(envelope, all)
+    return failure === undefined ? Result.succeed(all) : Result.fail(failure)
+  }
+  return { open, writes }
 }

@@ -43,7 +43,8 @@ interface Plan {
 
 /** Who wrote a row first. */
 interface Feed {
-  readonly source: string
+  readonly entityType: string
+  readonly shard: number
   readonly entity: string
   readonly plan: Plan
   readonly params: ReadonlyArray<unknown>
@@ -93,7 +94,9 @@ export class Writer {
   readonly #entityKeys: boolean
   readonly #analyses = new Map<string, Analysis | string>()
   readonly #plans = new Map<string, Plan>()
-  readonly #feeds = new Map<string, Feed>()
+  /** By table and row. */
+  readonly #feeds = new Map<string, Map<string, Feed>>()
+  #fed = 0
 
   /** `entityKeys`: a row's key must name the entity. */
   constructor(session: CassandraSession["Service"], entityKeys: boolean) {
@@ -151,18 +154,24 @@ export class Writer {
   }
 
   /** Why a row may not be written by this shard, if another was seen to write it. */
-  #otherShard(rowKey: string, write: Write, plan: Plan): string | undefined {
+  #otherShard(row: string, write: Write, plan: Plan): string | undefined {
     const { entityId, entityType, shard } = write.event
-    const source = `${entityType} shard ${shard}`
-    const feed = this.#feeds.get(rowKey)
+    const { table } = plan.analysis
+    let feeds = this.#feeds.get(table)
+    if (feeds === undefined) {
+      feeds = new Map()
+      this.#feeds.set(table, feeds)
+    }
+    const feed = feeds.get(row)
     if (feed === undefined) {
-      if (this.#feeds.size < rememberedRows) {
+      if (this.#fed < rememberedRows) {
+        this.#fed++
         const entity = `${entityType} "${entityId}" (shard ${shard})`
-        this.#feeds.set(rowKey, { source, entity, plan, params: write.statement.params })
+        feeds.set(row, { entityType, shard, entity, plan, params: write.statement.params })
       }
       return undefined
     }
-    if (feed.source === source || !overlap(feed.plan, plan)) return undefined
+    if ((feed.shard === shard && feed.entityType === entityType) || !overlap(feed.plan, plan)) return undefined
     // What does not differ does not depend on an order.
     if (
       feed.plan.analysis === plan.analysis &&
@@ -178,27 +187,37 @@ export class Writer {
     const self = this
     return Effect.gen(function* () {
       // Of the writes that replace each other, the last; by what identifies statement and row.
-      const last = new Map<string, readonly [Write, Plan]>()
+      const last: Array<readonly [Write, Plan]> = []
+      const places = new Map<Plan, Map<string, number>>()
       let unique = 0
       for (const write of writes) {
         const { params, text } = write.statement
         const plan = self.#plans.get(text) ?? (yield* self.#plan(text))
         if (plan.refusal !== undefined) return yield* Effect.fail(new Refused(write, plan.refusal))
-        const { analysis, row } = plan
+        const { row } = plan
         const key = row === undefined ? undefined : keyOf(params, row)
         // A row that only names something is the same whoever writes it.
         if (plan.sets === undefined || plan.sets.size > 0) {
           const why =
-            self.#foreignKey(write, plan) ??
-            (key === undefined ? undefined : self.#otherShard(`${analysis.table}\u0000${key}`, write, plan))
+            self.#foreignKey(write, plan) ?? (key === undefined ? undefined : self.#otherShard(key, write, plan))
           if (why !== undefined) return yield* Effect.fail(new Refused(write, why))
         }
-        const replaces = analysis.replaces && key !== undefined && !params.includes(undefined)
-        last.set(replaces ? `${text}\u0000${key}` : `#${unique++}`, [write, plan])
+        if (key === undefined || !plan.analysis.replaces || params.includes(undefined)) {
+          last.push([write, plan])
+          continue
+        }
+        let rows = places.get(plan)
+        if (rows === undefined) {
+          rows = new Map()
+          places.set(plan, rows)
+        }
+        const before = rows.get(key)
+        if (before === undefined) rows.set(key, last.push([write, plan]) - 1)
+        else last[before] = [write, plan]
       }
       const batches: Array<Array<Statement<unknown>>> = []
       const partitions = new Map<string, Array<Statement<unknown>>>()
-      for (const [{ stamp, statement }, { analysis, partition }] of last.values()) {
+      for (const [{ stamp, statement }, { analysis, partition }] of last) {
         const params = statement.params.toSpliced(analysis.timestampIndex, 0, stamp)
         const stamped = make(analysis.timestamped, params, { ...statement.options, idempotent: true })
         const { consistency, profile, timeout } = statement.options
@@ -235,7 +254,7 @@ export class Writer {
           ? self.#session.execute(batch[0]!)
           : self.#session.batch(batch, { type: "unlogged", idempotent: true })
       yield* Effect.forEach(batches, execute, { concurrency, discard: true })
-      return last.size
+      return last.length
     })
   }
 }
