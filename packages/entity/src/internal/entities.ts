@@ -58,10 +58,17 @@ export interface Environment<State> {
 
 type Answer = Effect.Effect<unknown, unknown>
 
-/** What follows from a decision: events to store, and the state and the answer after them. */
+/** A decision to be carried out. */
+interface Decided<State> {
+  readonly events: ReadonlyArray<StoredEvent>
+  readonly next: Next<State>
+}
+
+/** What follows from a decision: the state and the answer after it. Small, for many wait until it is stored. */
 interface Next<State> {
   readonly state: State
-  readonly events: ReadonlyArray<StoredEvent>
+  /** How many events. */
+  readonly count: number
   /** Whether an event asks for a snapshot. */
   readonly snapshotDue: boolean
   readonly answer: Exit.Exit<unknown, unknown>
@@ -248,8 +255,8 @@ export class Entities<State> {
     const { next, request } = begun
     ask.phase = "storing"
     append(request, Context.get(ask.context, CurrentMetadata), (exit) => {
-      if (Exit.isSuccess(exit)) this.#endTurn(ask, this.#stored(ask, loaded, next, request, exit.value))
-      else this.#runTurn(ask, () => this.#settle(ask, loaded, next, request, exit))
+      if (Exit.isSuccess(exit)) this.#endTurn(ask, this.#stored(ask, loaded, next, exit.value))
+      else this.#runTurn(ask, () => this.#settle(ask, loaded, next, exit))
     })
     return true
   }
@@ -262,9 +269,9 @@ export class Entities<State> {
     try {
       const decided = ask.command.decide(loaded.state, ask.payload)
       if (Effect.isEffect(decided)) return () => this.#decide(ask, loaded, decided)
-      const next = this.#next(ask, loaded, decided)
-      if (next.events.length === 0) return () => this.#carryOut(ask, loaded, next)
-      return { next, request: this.#append(ask, loaded, next) }
+      const { events, next } = this.#apply(ask, loaded, decided)
+      if (events.length === 0) return () => this.#carryOut(ask, loaded, { events, next })
+      return { next, request: this.#append(ask, loaded, events, next) }
     } catch (defect) {
       return () => Effect.die(defect)
     }
@@ -387,18 +394,18 @@ export class Entities<State> {
     const decided = command.decide(loaded.state, payload)
     return Effect.isEffect(decided)
       ? this.#decide(ask, loaded, decided)
-      : this.#carryOut(ask, loaded, this.#next(ask, loaded, decided))
+      : this.#carryOut(ask, loaded, this.#apply(ask, loaded, decided))
   }
 
   #decide(ask: Ask<State>, loaded: Loaded<State>, decided: Effect.Effect<AnyDecision<State>, unknown, any>): Answer {
     return Effect.matchEffect(this.#provide(ask.instance, decided), {
-      onFailure: (error) => this.#carryOut(ask, loaded, this.#next(ask, loaded, { _tag: "Reject", error })),
-      onSuccess: (decision) => this.#carryOut(ask, loaded, this.#next(ask, loaded, decision))
+      onFailure: (error) => this.#carryOut(ask, loaded, this.#apply(ask, loaded, { _tag: "Reject", error })),
+      onSuccess: (decision) => this.#carryOut(ask, loaded, this.#apply(ask, loaded, decision))
     })
   }
 
   /** What follows from a decision; before anything is stored, for what throws stores nothing. */
-  #next(ask: Ask<State>, loaded: Loaded<State>, decision: AnyDecision<State>): Next<State> {
+  #apply(ask: Ask<State>, loaded: Loaded<State>, decision: AnyDecision<State>): Decided<State> {
     const { model } = this.#env
     if (decision?._tag !== "Persist" && decision?._tag !== "Reply" && decision?._tag !== "Reject") {
       const what = `the handler of ${ask.command.tag} of ${this.#entityType} gave ${decision}`
@@ -414,15 +421,15 @@ export class Entities<State> {
         snapshotDue ||= model.snapshotWhen?.(state, event) === true
       }
     }
-    return { state, events, snapshotDue, answer: answerOf(decision, state) }
+    return { events, next: { state, count: events.length, snapshotDue, answer: answerOf(decision, state) } }
   }
 
   /** Stores events; with the id of a command also its answer, even if there are no events. */
-  #carryOut(ask: Ask<State>, loaded: Loaded<State>, next: Next<State>): Answer {
-    if (next.events.length > 0 || ask.ids !== undefined) {
-      const append = this.#append(ask, loaded, next)
+  #carryOut(ask: Ask<State>, loaded: Loaded<State>, { events, next }: Decided<State>): Answer {
+    if (events.length > 0 || ask.ids !== undefined) {
+      const append = this.#append(ask, loaded, events, next)
       ask.phase = "storing"
-      return this.#settle(ask, loaded, next, append, this.#env.journal.append(append))
+      return this.#settle(ask, loaded, next, this.#env.journal.append(append), append.command)
     }
     // A reply without events, and a rejection, must not rest on a state that another process has outdated.
     return Effect.matchEffect(this.#confirm(ask.instance, loaded), {
@@ -434,12 +441,17 @@ export class Entities<State> {
     })
   }
 
-  #append({ command, ids, instance, payload, span }: Ask<State>, loaded: Loaded<State>, next: Next<State>): Append {
+  #append(
+    { command, ids, instance, payload, span }: Ask<State>,
+    loaded: Loaded<State>,
+    events: ReadonlyArray<StoredEvent>,
+    next: Next<State>
+  ): Append {
     return {
       entityType: this.#entityType,
       entityId: instance.entityId,
       expected: loaded,
-      events: next.events,
+      events,
       metadata: span?.sampled ? { traceparent: `00-${span.traceId}-${span.spanId}-01` } : undefined,
       command:
         ids === undefined
@@ -455,12 +467,12 @@ export class Entities<State> {
     ask: Ask<State>,
     loaded: Loaded<State>,
     next: Next<State>,
-    append: Append,
-    appended: Effect.Effect<Appended, JournalError>
+    appended: Effect.Effect<Appended, JournalError>,
+    command?: Append["command"]
   ): Answer {
     return Effect.matchEffect(appended, {
       onFailure: (error) => this.#onFailure(ask, loaded, error),
-      onSuccess: (stored) => this.#stored(ask, loaded, next, append, stored)
+      onSuccess: (stored) => this.#stored(ask, loaded, next, stored, command)
     })
   }
 
@@ -468,9 +480,9 @@ export class Entities<State> {
   #stored(
     ask: Ask<State>,
     loaded: Loaded<State>,
-    { answer, snapshotDue, state }: Next<State>,
-    { command, events }: Append,
-    { sequence, validThrough }: Appended
+    { answer, count, snapshotDue, state }: Next<State>,
+    { sequence, validThrough }: Appended,
+    command?: Append["command"]
   ): Exit.Exit<unknown, unknown> {
     const { instance } = ask
     const { commands } = loaded
@@ -479,7 +491,7 @@ export class Entities<State> {
     const kept = commands !== undefined && commands.answers.size > maxCommands ? undefined : commands
     const stored: Loaded<State> = { state, sequence, validThrough, commands: kept }
     instance.loaded = stored
-    ask.stored = events.length
+    ask.stored = count
     if (ask.place !== undefined) ask.place.last = this.#placeOf(instance.entityId, validThrough)
     const { snapshotEvery } = this.#env.settings
     if (snapshotDue || Math.floor(sequence / snapshotEvery) > Math.floor(loaded.sequence / snapshotEvery)) {
