@@ -8,7 +8,6 @@ import {
   type Appended,
   CurrentMetadata,
   type Journal,
-  type Json,
   type LogPosition
 } from "@effect-cassandra/journal/Journal"
 import type { JournalError } from "@effect-cassandra/journal/JournalError"
@@ -486,7 +485,7 @@ export class Entities<State> {
   ): Exit.Exit<unknown, unknown> {
     const { instance } = ask
     const { commands } = loaded
-    if (command !== undefined) commands?.answers.set(command.id, command.answer)
+    if (command !== undefined) commands?.answers.set(command.id, JSON.stringify(command.answer))
     // Asked for again, they are those of the window only.
     const kept = commands !== undefined && commands.answers.size > maxCommands ? undefined : commands
     const stored: Loaded<State> = { state, sequence, validThrough, commands: kept }
@@ -501,10 +500,13 @@ export class Entities<State> {
   }
 
   /** The first answer of a command that was carried out before. */
-  #repeat(ask: Ask<State>, loaded: Loaded<State>, stored: Json | undefined, commandId: string): Answer {
+  #repeat(ask: Ask<State>, loaded: Loaded<State>, stored: string | undefined, commandId: string): Answer {
     const { command, ids, instance, payload } = ask
     const { entityId } = instance
-    const answer = command.answers.decode(stored, ids!.strict ? command.answers.digest(payload) : undefined)
+    const answer = command.answers.decode(
+      stored === undefined ? undefined : JSON.parse(stored),
+      ids!.strict ? command.answers.digest(payload) : undefined
+    )
     if (ask.place !== undefined) ask.place.last = this.#placeOf(entityId, loaded.validThrough)
     if (typeof answer !== "string") return answer
     if (answer === "reused") return this.#reused(ask, commandId)

@@ -57,7 +57,7 @@ export const recover = <State>(
     }
     const commands = withCommands
       ? {
-          answers: new Map([...stored.commands].map(([id, { answer }]) => [id, answer] as const)),
+          answers: new Map([...stored.commands].map(([id, { answer }]) => [id, JSON.stringify(answer)] as const)),
           from: stored.commandsFrom
         }
       : undefined
