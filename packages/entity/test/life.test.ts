@@ -541,9 +541,15 @@ describe("faults", () => {
       yield* counters("a").Add({ amount: 1 })
       const before = performance.now()
       yield* Effect.exit(counters("a").Boom())
-      assert.strictEqual(yield* counters("b").Add({ amount: 2 }), 2)
-      assert.isBelow(performance.now() - before, 40)
-      assert.strictEqual(yield* counters("a").Total(), 1)
+      const answered: Array<string> = []
+      const note = <A, E>(entityId: string, command: Effect.Effect<A, E>) =>
+        Effect.tap(command, () => Effect.sync(() => answered.push(entityId)))
+      const answers = yield* Effect.all(
+        [note("a", counters("a").Total()), note("b", counters("b").Add({ amount: 2 }))],
+        { concurrency: 2 }
+      )
+      assert.deepStrictEqual(answers, [1, 2])
+      assert.deepStrictEqual(answered, ["b", "a"])
       assert.isAtLeast(performance.now() - before, 39)
       const again = performance.now()
       const exits = yield* Effect.all([Effect.exit(counters("a").Boom()), Effect.exit(counters("a").Boom())], {

@@ -53,10 +53,14 @@ interface Pending {
   readonly resume: (exit: Exit.Exit<Appended, JournalError>) => void
 }
 
-/** Blocks kept in memory for the readers of this process, by events: of those of the last second more, as read sides linger. */
+/**
+ * Blocks kept in memory for the readers of this process, by events: of those of the last second more, as read sides linger.
+ * And at most so many characters of JSON.
+ */
 const tailEvents = 2000
 const freshEvents = 20_000
 const freshMicros = 1_000_000
+const tailSize = 8 * 1024 * 1024
 const unindexedEvents = 100_000
 const maxSkewMicros = 60_000_000
 
@@ -95,8 +99,9 @@ export class ShardLog {
   #lastOlder = new Map<string, number>()
   #olderThrough = 0
 
-  #tail: Array<Block> = []
+  #tail: Array<Block & { readonly size: number }> = []
   #tailCount = 0
+  #tailSize = 0
 
   #pending: Array<Pending> = []
   #syncs: Array<Waiting> = []
@@ -581,6 +586,7 @@ export class ShardLog {
   #apply(block: Block): void {
     for (const { entityId, sequence } of block.entries) this.#last.set(entityId, sequence)
     this.#index.add(block.entries)
+    const size = block.written - this.#written
     this.#moveTo(block)
     this.#turns.seen(block.blockId, this.#clock.currentTimeMillisUnsafe())
     if (this.#last.size > this.#limits.rememberedEntities) {
@@ -589,9 +595,10 @@ export class ShardLog {
       this.#olderThrough = this.head
       this.#last = new Map()
     }
-    this.#tail.push(block)
+    this.#tail.push({ ...block, size })
     for (const entry of block.entries) if (entry.type === deletedType) this.#forget(entry)
     this.#tailCount += block.entries.length
+    this.#tailSize += size
     this.#trim()
     // A copy, for who is woken may listen again at once.
     for (const listener of [...this.#listeners]) listener()
@@ -599,15 +606,12 @@ export class ShardLog {
 
   #trim(): void {
     const fresh = this.#clock.currentTimeMillisUnsafe() * 1000 - freshMicros
-    for (
-      let first = this.#tail[0];
-      first !== undefined &&
-      this.#tailCount > (first.stamp < fresh ? tailEvents : freshEvents) &&
-      this.#tail.length > 1;
-      first = this.#tail[0]
-    ) {
+    while (this.#tail.length > 1) {
+      const { entries, size, stamp } = this.#tail[0]!
+      if (this.#tailCount <= (stamp < fresh ? tailEvents : freshEvents) && this.#tailSize <= tailSize) return
       this.#tail.shift()
-      this.#tailCount -= first.entries.length
+      this.#tailCount -= entries.length
+      this.#tailSize -= size
     }
   }
 
