@@ -126,6 +126,8 @@ const program = Effect.gen(function* () {
   for (const count of values.entities.split(",").map(Number)) {
     const theirs: Array<number> = []
     const ours: Array<number> = []
+    // Brings them into memory.
+    yield* effectful(count, 0, deposit)
     for (let round = 0; round < rounds; round++) {
       theirs.push((yield* insert(count, millis)).perSecond)
       ours.push((yield* effectful(count, millis, deposit)).perSecond)

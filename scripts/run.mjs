@@ -9,16 +9,20 @@ const root = fileURLToPath(new URL("..", import.meta.url))
 const bin = join(root, "node_modules", ".bin")
 const node = [join(bin, "node"), "--conditions=@effect-cassandra/source"]
 
+// With thousands of requests under way, of either side, what lives until they are answered is more than Node's young generation
+// holds by default.
+const bench = [...node, "--expose-gc", "--max-semi-space-size=64"]
+
 const tasks = {
   start: [...node, "examples/bank/src/main.ts"],
   test: [...node, "scripts/test.ts"],
   bench: [...node, "scripts/bench.ts"],
   "bench:commitlog": [...node, "integration/benchCommitlog.ts"],
-  "bench:entity": [...node, "--expose-gc", "integration/benchEntity.ts"],
-  "bench:journal": [...node, "--expose-gc", "integration/benchJournal.ts"],
+  "bench:entity": [...bench, "integration/benchEntity.ts"],
+  "bench:journal": [...bench, "integration/benchJournal.ts"],
   "bench:processes": [...node, "integration/benchProcesses.ts"],
-  "bench:read-side": [...node, "--expose-gc", "integration/benchReadSide.ts"],
-  "bench:session": [...node, "--expose-gc", "integration/benchSession.ts"],
+  "bench:read-side": [...bench, "integration/benchReadSide.ts"],
+  "bench:session": [...bench, "integration/benchSession.ts"],
   audit: [...node, "scripts/audit.ts"],
   faults: [...node, "integration/faults.ts"],
   build: [...node, "scripts/build.ts"]
