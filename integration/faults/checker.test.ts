@@ -362,7 +362,7 @@ const planted: ReadonlyArray<readonly [string, Problem["rule"], (w: World) => vo
   [
     "an error of a service with nothing broken",
     "services fail only as they may",
-    (w) => w.complaints.push({ service: 0, at: 21, line: "ERROR: WriteTimeout" })
+    (w) => w.complaints.push({ service: 0, at: 10_021, line: "ERROR: WriteTimeout" })
   ],
   ["a heap that goes on growing", "nothing grows", (w) => steadily(w, { heapMegabytes: 0.6 })],
   ["handles that are not closed", "nothing grows", (w) => steadily(w, { handles: 0.5 })],

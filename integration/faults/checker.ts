@@ -167,6 +167,9 @@ const growth = (samples: ReadonlyArray<Sample>) => {
   })
 }
 
+/** Milliseconds for which a request that was sent before all was mended may still be under way, and then fail. */
+const underWay = 10_000
+
 /** What no fault from outside explains: errors of the program itself, and a log that is said to be broken. */
 export const isInside = (line: string): boolean =>
   /unhandled|uncaught|\b(Type|Reference|Range|Syntax|Assertion)Error\b|\bdefect\b|\bDie\b|FATAL|out of memory|ListenersExceeded|DataLost|CorruptBlock|Undecodable/i.test(
@@ -443,7 +446,7 @@ export const check = (evidence: Evidence): Verdict => {
     if (!isBack) report("memory and handles are back", story)
   }
   for (const { at, line, service } of evidence.complaints) {
-    const isLate = at > evidence.calm
+    const isLate = at > evidence.calm + underWay
     if (isLate || isInside(line)) {
       report("services fail only as they may", `service ${service}${isLate ? ", with nothing broken" : ""}: ${line}`)
     }
