@@ -238,8 +238,8 @@ export class Entities<State> {
   }
 
   /**
-   * Decides and stores without a fiber, which is a third of the work: where the state is in memory, and the handler has no
-   * effects and stores events. All else takes the long way, and so does what fails. False when nothing has been done.
+   * Decides and stores without a fiber where the state is in memory, and the handler has no effects and stores events: most
+   * commands of a busy process. All else takes the long way, and so does what fails. False when nothing has been done.
    */
   #startPlain(ask: Ask<State>): boolean {
     const { loaded } = ask.instance
@@ -266,11 +266,12 @@ export class Entities<State> {
     loaded: Loaded<State>
   ): { readonly next: Next<State>; readonly request: Append } | (() => Answer) {
     try {
-      const decided = ask.command.decide(loaded.state, ask.payload)
-      if (Effect.isEffect(decided)) return () => this.#decide(ask, loaded, decided)
-      const { events, next } = this.#apply(ask, loaded, decided)
-      if (events.length === 0) return () => this.#carryOut(ask, loaded, { events, next })
-      return { next, request: this.#append(ask, loaded, events, next) }
+      const decision = ask.command.decide(loaded.state, ask.payload)
+      if (Effect.isEffect(decision)) return () => this.#decide(ask, loaded, decision)
+      const decided = this.#apply(ask, loaded, decision)
+      return decided.events.length === 0
+        ? () => this.#carryOut(ask, loaded, decided)
+        : { next: decided.next, request: this.#append(ask, loaded, decided) }
     } catch (defect) {
       return () => Effect.die(defect)
     }
@@ -424,9 +425,10 @@ export class Entities<State> {
   }
 
   /** Stores events; with the id of a command also its answer, even if there are no events. */
-  #carryOut(ask: Ask<State>, loaded: Loaded<State>, { events, next }: Decided<State>): Answer {
+  #carryOut(ask: Ask<State>, loaded: Loaded<State>, decided: Decided<State>): Answer {
+    const { events, next } = decided
     if (events.length > 0 || ask.ids !== undefined) {
-      const append = this.#append(ask, loaded, events, next)
+      const append = this.#append(ask, loaded, decided)
       ask.phase = "storing"
       return this.#settle(ask, loaded, next, this.#env.journal.append(append), append.command)
     }
@@ -443,8 +445,7 @@ export class Entities<State> {
   #append(
     { command, ids, instance, payload, span }: Ask<State>,
     loaded: Loaded<State>,
-    events: ReadonlyArray<StoredEvent>,
-    next: Next<State>
+    { events, next }: Decided<State>
   ): Append {
     return {
       entityType: this.#entityType,
