@@ -44,7 +44,10 @@ layer(isPossible ? cluster : (Layer.empty as Layer.Layer<any> as typeof cluster)
     () =>
       Effect.gen(function* () {
         const found = yield* outages({ seconds: 3, folder: yield* temporary })
-        for (const { name, refused } of found.slice(1, 3)) assert.isAbove(refused, 0, name)
+        for (const { answered, name, refused } of found.slice(1, 3)) {
+          assert.isAbove(refused, 0, name)
+          assert.isAbove(answered, 0, name)
+        }
       }),
     420_000
   )
