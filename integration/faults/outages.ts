@@ -81,12 +81,6 @@ const bankIn = Effect.fnUntraced(function* (name: string, folder: string, begin:
         )
       )
     }
-    // Whatever its opening was like, it is in memory and without doubt before something breaks.
-    yield* within(
-      2,
-      `${name}: the account cannot be read`,
-      Effect.map(one("GET", "/accounts/b?local=true"), ({ status }) => status === 200 || undefined)
-    )
   })
   /** Asks for some seconds, one thing after the other. */
   const during = Effect.fnUntraced(function* (seconds: number) {

@@ -89,6 +89,18 @@ const suite = <R, E>(name: string, Live: Layer.Layer<Journal | R, E>) =>
       })
     )
 
+    it.effect("begins with an entity type once, whatever asks for it first and at the same time", () =>
+      Effect.gen(function* () {
+        const journal = yield* Journal
+        const key = { entityType: "Begun", entityId: "first" }
+        const append = journal.append({ ...key, expected: start, events: [deposited(1)] })
+        const epochs = Effect.all(Array(20).fill(journal.epoch("Begun")), { concurrency: "unbounded" })
+        const [appended] = yield* Effect.all([append, epochs], { concurrency: 2 })
+        // Known to the process, without asking anybody.
+        assert.isTrue(journal.isCurrent(key, appended))
+      })
+    )
+
     it.effect("numbers the events of a shard without a hole, over many buckets, with increasing stamps", () =>
       Effect.gen(function* () {
         const journal = yield* Journal

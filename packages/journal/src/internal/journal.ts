@@ -108,9 +108,17 @@ export const makeJournal = Effect.fnUntraced(function* (
 
   const types = new Map<string, TypeInUse>()
   const starting = Semaphore.makeUnsafe(1)
+  const beginning = Semaphore.makeUnsafe(1)
   let closing = false
 
-  const typeOf = Effect.fnUntraced(function* (entityType: string) {
+  const typeOf = (entityType: string): Effect.Effect<TypeInUse, JournalError> =>
+    Effect.suspend(() => {
+      const known = types.get(entityType)
+      return known === undefined ? beginning.withPermits(1)(begin(entityType)) : Effect.succeed(known)
+    })
+
+  const begin = Effect.fnUntraced(function* (entityType: string) {
+    // Who waited may find it: a second one would have logs of its own.
     const known = types.get(entityType)
     if (known !== undefined) return known
     const looked = clock.currentTimeMillisUnsafe()
