@@ -94,7 +94,7 @@ const suite = <R, E>(name: string, Live: Layer.Layer<Journal | R, E>) =>
         const journal = yield* Journal
         const key = { entityType: "Begun", entityId: "first" }
         const append = journal.append({ ...key, expected: start, events: [deposited(1)] })
-        const epochs = Effect.all(Array(20).fill(journal.epoch("Begun")), { concurrency: "unbounded" })
+        const epochs = Effect.forEach(numbers(1, 20), () => journal.epoch("Begun"), { concurrency: "unbounded" })
         const [appended] = yield* Effect.all([append, epochs], { concurrency: 2 })
         // Known to the process, without asking anybody.
         assert.isTrue(journal.isCurrent(key, appended))
