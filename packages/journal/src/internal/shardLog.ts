@@ -324,63 +324,60 @@ export class ShardLog {
     }
   }
 
-  #round(): Effect.Effect<void, JournalError> {
-    const self = this
-    return Effect.gen(function* () {
-      yield* self.#wake.await
-      self.#wake.closeUnsafe()
-      while (self.#pending.length + self.#syncs.length > 0 || self.#heard) {
-        if (self.#heard) {
-          self.#heard = false
-          yield* self.#glance
-          continue
-        }
-        if (self.#index.count > unindexedEvents) {
-          self.#indexed.closeUnsafe()
-          yield* self.#indexed.await
-        }
-        const turn = self.#pending.length === 0 ? 0 : self.#turns.wait(self.#clock.currentTimeMillisUnsafe())
-        if (turn > 0 && self.#syncs.length === 0) {
-          yield* self.#leaveTurn(turn)
-          continue
-        }
-        const taken = turn > 0 ? [] : self.#take()
-        const syncs = self.#syncs
-        self.#syncs = []
-        self.#asked.closeUnsafe()
-        if (taken.length === 0) {
-          if (syncs.length > 0) yield* self.#look(syncs)
-          continue
-        }
-        self.#inBlock = taken.length
-        self.#held = syncs
-        const applied = yield* self.#commit(taken).pipe(
-          // What was waiting for this block hears of a failure in #stop, with all the others.
-          Effect.tapError(() => Effect.sync(() => self.#pending.unshift(...taken))),
-          Effect.onInterrupt(() =>
-            Effect.sync(() => self.#tellUnknown(taken, "the journal was closed before an answer came"))
-          )
-        )
-        self.#inBlock = 0
-        // A block that was applied proves that nobody else had appended: whoever waited for a look has it.
-        const held = self.#held.splice(0)
-        if (applied) for (const resume of held) resume(Effect.void)
-        else self.#syncs.unshift(...held)
+  readonly #round = Effect.fnUntraced(function* (this: ShardLog): Effect.fn.Return<void, JournalError> {
+    yield* this.#wake.await
+    this.#wake.closeUnsafe()
+    while (this.#pending.length + this.#syncs.length > 0 || this.#heard) {
+      if (this.#heard) {
+        this.#heard = false
+        yield* this.#glance
+        continue
       }
-    })
-  }
+      if (this.#index.count > unindexedEvents) {
+        this.#indexed.closeUnsafe()
+        yield* this.#indexed.await
+      }
+      const turn = this.#pending.length === 0 ? 0 : this.#turns.wait(this.#clock.currentTimeMillisUnsafe())
+      if (turn > 0 && this.#syncs.length === 0) {
+        yield* this.#leaveTurn(turn)
+        continue
+      }
+      const taken = turn > 0 ? [] : this.#take()
+      const syncs = this.#syncs
+      this.#syncs = []
+      this.#asked.closeUnsafe()
+      if (taken.length === 0) {
+        if (syncs.length > 0) yield* this.#look(syncs)
+        continue
+      }
+      this.#inBlock = taken.length
+      this.#held = syncs
+      const applied = yield* this.#commit(taken).pipe(
+        // What was waiting for this block hears of a failure in #stop, with all the others.
+        Effect.tapError(() => Effect.sync(() => this.#pending.unshift(...taken))),
+        Effect.onInterrupt(() =>
+          Effect.sync(() => this.#tellUnknown(taken, "the journal was closed before an answer came"))
+        )
+      )
+      this.#inBlock = 0
+      // A block that was applied proves that nobody else had appended: whoever waited for a look has it.
+      const held = this.#held.splice(0)
+      if (applied) for (const resume of held) resume(Effect.void)
+      else this.#syncs.unshift(...held)
+    }
+  })
 
   /** Leaves the log to another process for some time, or until somebody asks for its head. */
-  #leaveTurn(millis: number): Effect.Effect<void, JournalError> {
-    const self = this
-    return Effect.gen(function* () {
-      const { isOwn } = self.#turns
-      self.#asked.closeUnsafe()
-      if (Option.isSome(yield* Effect.timeoutOption(self.#asked.await, millis))) return
-      yield* self.#glance
-      if (isOwn && self.#turns.isOwn) self.#turns.declined()
-    })
-  }
+  readonly #leaveTurn = Effect.fnUntraced(function* (
+    this: ShardLog,
+    millis: number
+  ): Effect.fn.Return<void, JournalError> {
+    const { isOwn } = this.#turns
+    this.#asked.closeUnsafe()
+    if (Option.isSome(yield* Effect.timeoutOption(this.#asked.await, millis))) return
+    yield* this.#glance
+    if (isOwn && this.#turns.isOwn) this.#turns.declined()
+  })
 
   /** Takes from the queue what fits into one block and is still current; tells the others to load again. */
   #take(): Array<Pending> {
@@ -446,120 +443,118 @@ export class ShardLog {
    * Stores the requests as one block. False when it was not stored: another writer was first, whose events have then been
    * followed and the requests queued again, or the requests have heard why.
    */
-  #commit(taken: ReadonlyArray<Pending>): Effect.Effect<boolean, JournalError> {
-    const self = this
-    return Effect.gen(function* () {
-      const now = self.#clock.currentTimeMillisUnsafe() * 1000
-      let stamp = Math.max(now, self.#lastStamp + stampStep) - stampStep
-      const builder = new BlockBuilder()
-      const appended: Array<Appended> = []
-      let offset = self.head
-      for (const { after, request } of taken) {
-        let sequence = after
-        for (const body of request.events) {
-          stamp += stampStep
-          builder.add(request.entityId, ++sequence, ++offset, stamp, body)
-        }
-        appended.push({ sequence, validThrough: offset, repeated: false, answer: request.answer })
+  readonly #commit = Effect.fnUntraced(function* (
+    this: ShardLog,
+    taken: ReadonlyArray<Pending>
+  ): Effect.fn.Return<boolean, JournalError> {
+    const now = this.#clock.currentTimeMillisUnsafe() * 1000
+    let stamp = Math.max(now, this.#lastStamp + stampStep) - stampStep
+    const builder = new BlockBuilder()
+    const appended: Array<Appended> = []
+    let offset = this.head
+    for (const { after, request } of taken) {
+      let sequence = after
+      for (const body of request.events) {
+        stamp += stampStep
+        builder.add(request.entityId, ++sequence, ++offset, stamp, body)
       }
-      if (stamp - now > maxSkewMicros) {
-        const message = `the newest event of ${nameOf(self.log)} is stamped ${Math.round((self.#lastStamp - now) / 1e6)} s ahead of this process's clock: set the clocks right`
-        for (const { resume } of taken) {
-          resume(Exit.fail(new JournalError({ reason: new ClockSkew({ message }) })))
+      appended.push({ sequence, validThrough: offset, repeated: false, answer: request.answer })
+    }
+    if (stamp - now > maxSkewMicros) {
+      const message = `the newest event of ${nameOf(this.log)} is stamped ${Math.round((this.#lastStamp - now) / 1e6)} s ahead of this process's clock: set the clocks right`
+      for (const { resume } of taken) {
+        resume(Exit.fail(new JournalError({ reason: new ClockSkew({ message }) })))
+      }
+      return false
+    }
+    const { entries, text } = builder.build()
+    const block: BlockAppend = {
+      place: this.#place,
+      head: this.#expectedHead,
+      offset,
+      stamp,
+      blockId: this.#turns.blockId(now / 1000),
+      written: this.#written + text.length,
+      events: text,
+      revision: 0
+    }
+    const outcome = yield* this.#settle(block, taken)
+    switch (outcome._tag) {
+      case "Applied": {
+        const { blockId, place, written } = block
+        this.#apply({ from: this.head, to: offset, blockId, stamp, place, written, entries })
+        this.#onAppended(offset)
+        for (let i = 0; i < taken.length; i++) taken[i]!.resume(Exit.succeed(appended[i]!))
+        return true
+      }
+      case "Refused": {
+        yield* this.#follow(outcome.head)
+        this.#pending.unshift(...taken)
+        // The winner goes on at once, so that the loser is the one to wait.
+        if (this.#turns.wait(this.#clock.currentTimeMillisUnsafe()) === 0) {
+          yield* Effect.sleep((yield* Random.next) * 10)
         }
         return false
       }
-      const { entries, text } = builder.build()
-      const block: BlockAppend = {
-        place: self.#place,
-        head: self.#expectedHead,
-        offset,
-        stamp,
-        blockId: self.#turns.blockId(now / 1000),
-        written: self.#written + text.length,
-        events: text,
-        revision: 0
+      case "NotExecuted": {
+        for (const { resume } of taken) resume(Exit.fail(storeFailure(outcome.error)))
+        return false
       }
-      const outcome = yield* self.#settle(block, taken)
-      switch (outcome._tag) {
-        case "Applied": {
-          const { blockId, place, written } = block
-          self.#apply({ from: self.head, to: offset, blockId, stamp, place, written, entries })
-          self.#onAppended(offset)
-          for (let i = 0; i < taken.length; i++) taken[i]!.resume(Exit.succeed(appended[i]!))
-          return true
-        }
-        case "Refused": {
-          yield* self.#follow(outcome.head)
-          self.#pending.unshift(...taken)
-          // The winner goes on at once, so that the loser is the one to wait.
-          if (self.#turns.wait(self.#clock.currentTimeMillisUnsafe()) === 0) {
-            yield* Effect.sleep((yield* Random.next) * 10)
-          }
-          return false
-        }
-        case "NotExecuted": {
-          for (const { resume } of taken) resume(Exit.fail(storeFailure(outcome.error)))
-          return false
-        }
-      }
-    })
-  }
+    }
+  })
 
   /**
    * Sends a block until the server says what became of it. As long as that is not known the identical block is sent, for
    * an earlier one may still be under way.
    */
-  #settle(
+  readonly #settle = Effect.fnUntraced(function* (
+    this: ShardLog,
     block: BlockAppend,
     taken: ReadonlyArray<Pending>
-  ): Effect.Effect<
+  ): Effect.fn.Return<
     | { readonly _tag: "Applied" }
     | { readonly _tag: "Refused"; readonly head: number }
     | { readonly _tag: "NotExecuted"; readonly error: CassandraError },
     JournalError
   > {
-    const self = this
-    return Effect.gen(function* () {
-      const begin = self.#clock.currentTimeMillisUnsafe()
-      let unknown = false
-      let told = false
-      for (let attempt = 0; ; attempt++) {
-        const exit = yield* Effect.exit(self.#store.appendBlock(self.log, block))
-        if (Exit.isSuccess(exit)) {
-          const outcome = exit.value
-          if (outcome.applied || outcome.blockId === block.blockId) return { _tag: "Applied" } as const
-          if (outcome.head === null || outcome.head < self.head) {
-            return yield* lost(self.log, `its head went back from ${self.head} to ${outcome.head ?? "nothing"}`)
-          }
-          if (outcome.head === self.head) {
-            return yield* corrupt(
-              self.log,
-              `block ${outcome.blockId} stands at ${block.offset}, after the head ${self.head}`
-            )
-          }
-          return { _tag: "Refused", head: outcome.head } as const
+    const begin = this.#clock.currentTimeMillisUnsafe()
+    let unknown = false
+    let told = false
+    for (let attempt = 0; ; attempt++) {
+      const exit = yield* Effect.exit(this.#store.appendBlock(this.log, block))
+      if (Exit.isSuccess(exit)) {
+        const outcome = exit.value
+        if (outcome.applied || outcome.blockId === block.blockId) return { _tag: "Applied" } as const
+        if (outcome.head === null || outcome.head < this.head) {
+          return yield* lost(this.log, `its head went back from ${this.head} to ${outcome.head ?? "nothing"}`)
         }
-        const error = yield* errorOf(exit)
-        if (error.reason._tag === "OutcomeUnknown") unknown = true
-        else if (!unknown) return { _tag: "NotExecuted", error } as const
-        if (!told && self.#clock.currentTimeMillisUnsafe() - begin > self.#limits.appendTimeoutMillis) {
-          told = true
-          const { appendTimeoutMillis } = self.#limits
-          self.#tellUnknown(
-            taken,
-            `no answer within ${appendTimeoutMillis} ms whether the events were stored: ${error.message}`
+        if (outcome.head === this.head) {
+          return yield* corrupt(
+            this.log,
+            `block ${outcome.blockId} stands at ${block.offset}, after the head ${this.head}`
           )
         }
-        if (told) self.#failSyncs(storeFailure(error))
-        self.#expire(error)
-        yield* Effect.logWarning(
-          `${nameOf(self.log)}: an append is not answered, sending the same again: ${error.message}`
-        )
-        yield* Effect.sleep(Math.min(2000, 50 * 2 ** attempt) * (0.5 + (yield* Random.next)))
+        return { _tag: "Refused", head: outcome.head } as const
       }
-    })
-  }
+      const error = yield* errorOf(exit)
+      if (error.reason._tag === "OutcomeUnknown") unknown = true
+      else if (!unknown) return { _tag: "NotExecuted", error } as const
+      if (!told && this.#clock.currentTimeMillisUnsafe() - begin > this.#limits.appendTimeoutMillis) {
+        told = true
+        const { appendTimeoutMillis } = this.#limits
+        this.#tellUnknown(
+          taken,
+          `no answer within ${appendTimeoutMillis} ms whether the events were stored: ${error.message}`
+        )
+      }
+      if (told) this.#failSyncs(storeFailure(error))
+      this.#expire(error)
+      yield* Effect.logWarning(
+        `${nameOf(this.log)}: an append is not answered, sending the same again: ${error.message}`
+      )
+      yield* Effect.sleep(Math.min(2000, 50 * 2 ** attempt) * (0.5 + (yield* Random.next)))
+    }
+  })
 
   /** Tells those who have waited too long behind an unanswered block that theirs was not stored. */
   #expire(error: CassandraError): void {
@@ -630,16 +625,15 @@ export class ShardLog {
   }
 
   /** Looks whether somebody else has appended, and follows. */
-  #look(waiting: ReadonlyArray<Waiting>): Effect.Effect<void, JournalError> {
-    const self = this
-    return Effect.gen(function* () {
-      const exit = yield* Effect.exit(self.#store.readHead(self.log, self.#place, true))
+  readonly #look = Effect.fnUntraced(
+    function* (this: ShardLog, waiting: ReadonlyArray<Waiting>): Effect.fn.Return<void, JournalError> {
+      const exit = yield* Effect.exit(this.#store.readHead(this.log, this.#place, true))
       if (Exit.isFailure(exit)) {
         const error = yield* errorOf(exit)
         for (const resume of waiting) resume(Effect.fail(storeFailure(error)))
         return
       }
-      yield* self.#reach(exit.value).pipe(
+      yield* this.#reach(exit.value).pipe(
         Effect.tapError((error) =>
           Effect.sync(() => {
             for (const resume of waiting) resume(Effect.fail(error))
@@ -647,14 +641,14 @@ export class ShardLog {
         )
       )
       for (const resume of waiting) resume(Effect.void)
-    }).pipe(
-      Effect.onInterrupt(() =>
+    },
+    (effect, waiting) =>
+      Effect.onInterrupt(effect, () =>
         Effect.sync(() => {
           for (const resume of waiting) resume(Effect.fail(closed()))
         })
       )
-    )
-  }
+  )
 
   /** Follows up to the head of the current partition, given as it was read at a serial consistency. */
   #reach(head: number | null): Effect.Effect<void, JournalError> {
@@ -705,16 +699,16 @@ export class ShardLog {
   )
 
   /** Takes in blocks of others. */
-  #takeIn(blocks: ReadonlyArray<Block>): Effect.Effect<void, JournalError> {
-    const self = this
-    return Effect.gen(function* () {
-      for (const block of blocks) {
-        yield* self.#check(block)
-        self.#apply(block)
-        self.#foreign = true
-      }
-    })
-  }
+  readonly #takeIn = Effect.fnUntraced(function* (
+    this: ShardLog,
+    blocks: ReadonlyArray<Block>
+  ): Effect.fn.Return<void, JournalError> {
+    for (const block of blocks) {
+      yield* this.#check(block)
+      this.#apply(block)
+      this.#foreign = true
+    }
+  })
 
   /** Each event must follow the last one of its entity, where that is known. */
   #check(block: Block): Effect.Effect<void, JournalError> {
