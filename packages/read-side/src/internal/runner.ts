@@ -192,98 +192,96 @@ export const run = <R>(
   /** Entities whose events are put aside, with the last one that is. */
   const aside = new Map<string, number>()
 
-  const stand = (error: ReadSideError) =>
-    Effect.gen(function* () {
-      progress.failure = error
-      const attempts = ++progress.attempts
-      changed(progress)
-      // Not every time, for it may go on for days.
-      if (attempts <= 3 || Number.isInteger(Math.log2(attempts))) {
-        yield* Effect.logError(
-          `${name} stands still after offset ${progress.offset}, try ${attempts}, trying again: ${error.message}`
-        )
-      }
-      const pause = Math.min(limits.maxBackOffMillis, 100 * 2 ** Math.min(attempts - 1, 20))
-      yield* Effect.sleep(pause * (0.5 + (yield* Random.next) / 2))
-      progress.retries++
-    })
+  const stand = Effect.fnUntraced(function* (error: ReadSideError) {
+    progress.failure = error
+    const attempts = ++progress.attempts
+    changed(progress)
+    // Not every time, for it may go on for days.
+    if (attempts <= 3 || Number.isInteger(Math.log2(attempts))) {
+      yield* Effect.logError(
+        `${name} stands still after offset ${progress.offset}, try ${attempts}, trying again: ${error.message}`
+      )
+    }
+    const pause = Math.min(limits.maxBackOffMillis, 100 * 2 ** Math.min(attempts - 1, 20))
+    yield* Effect.sleep(pause * (0.5 + (yield* Random.next) / 2))
+    progress.retries++
+  })
 
-  const putAside = (event: EventEnvelope, error: string | null, attempts: number) =>
-    Effect.gen(function* () {
-      yield* Effect.mapError(parking.park(place, event, error, attempts), storeFailure)
-      aside.set(event.entityId, event.sequence)
-      progress.parked++
-      if (error !== null) {
-        yield* Effect.logError(
-          `${name} has put event ${event.sequence} of "${event.entityId}" aside after ${attempts} tries, later ones of the entity follow: ${error}`
-        )
-      }
-    })
+  const putAside = Effect.fnUntraced(function* (event: EventEnvelope, error: string | null, attempts: number) {
+    yield* Effect.mapError(parking.park(place, event, error, attempts), storeFailure)
+    aside.set(event.entityId, event.sequence)
+    progress.parked++
+    if (error !== null) {
+      yield* Effect.logError(
+        `${name} has put event ${event.sequence} of "${event.entityId}" aside after ${attempts} tries, later ones of the entity follow: ${error}`
+      )
+    }
+  })
 
   /** Tries again, or forgets, what operators asked for; in the order of each entity's events. */
-  const attend = (sink: Sink, { offset, resumed }: Effect.Success<ReturnType<typeof startAt>>) =>
-    Effect.gen(function* () {
-      const all = yield* Effect.mapError(parking.list(place), storeFailure)
-      // What the log is read for anew comes again by itself.
-      const isComing = (one: Parked) => !resumed && one.offset > offset
-      const rows = all.filter((one) => !isComing(one))
-      const coming = all.filter(isComing)
-      yield* Effect.forEach(coming, (one) => parking.remove(place, one.entityId, one.sequence), { discard: true }).pipe(
-        Effect.mapError(storeFailure)
-      )
-      aside.clear()
-      progress.parked = rows.length
-      for (const [entityId, parked] of Map.groupBy(rows, ({ entityId }) => entityId)) {
-        aside.set(entityId, parked.at(-1)!.sequence)
-        let left = parked.length
-        for (const one of parked) {
-          if (one.request === undefined || !(yield* settle(sink, one))) break
-          left--
-          progress.parked--
-        }
-        if (left === 0) aside.delete(entityId)
+  const attend = Effect.fnUntraced(function* (
+    sink: Sink,
+    { offset, resumed }: Effect.Success<ReturnType<typeof startAt>>
+  ) {
+    const all = yield* Effect.mapError(parking.list(place), storeFailure)
+    // What the log is read for anew comes again by itself.
+    const isComing = (one: Parked) => !resumed && one.offset > offset
+    const rows = all.filter((one) => !isComing(one))
+    const coming = all.filter(isComing)
+    yield* Effect.forEach(coming, (one) => parking.remove(place, one.entityId, one.sequence), { discard: true }).pipe(
+      Effect.mapError(storeFailure)
+    )
+    aside.clear()
+    progress.parked = rows.length
+    for (const [entityId, parked] of Map.groupBy(rows, ({ entityId }) => entityId)) {
+      aside.set(entityId, parked.at(-1)!.sequence)
+      let left = parked.length
+      for (const one of parked) {
+        if (one.request === undefined || !(yield* settle(sink, one))) break
+        left--
+        progress.parked--
       }
-    })
+      if (left === 0) aside.delete(entityId)
+    }
+  })
 
-  const settle = (sink: Sink, one: Parked) =>
-    Effect.gen(function* () {
-      if (one.request === "retry") {
-        const event = yield* Effect.mapError(eventAt(journal, entityType, shard, one.offset), journalFailure)
-        if (Option.isSome(event)) {
-          const { failure }: Outcome = yield* sink.handle([event.value], true)
-          if (failure !== undefined) {
-            yield* Effect.mapError(
-              parking.park(place, event.value, failure.error.message, one.attempts + 1),
-              storeFailure
-            )
-            yield* Effect.mapError(parking.setRequest(place, one.entityId, one.sequence, null), storeFailure)
-            return false
-          }
+  const settle = Effect.fnUntraced(function* (sink: Sink, one: Parked) {
+    if (one.request === "retry") {
+      const event = yield* Effect.mapError(eventAt(journal, entityType, shard, one.offset), journalFailure)
+      if (Option.isSome(event)) {
+        const { failure }: Outcome = yield* sink.handle([event.value], true)
+        if (failure !== undefined) {
+          yield* Effect.mapError(
+            parking.park(place, event.value, failure.error.message, one.attempts + 1),
+            storeFailure
+          )
+          yield* Effect.mapError(parking.setRequest(place, one.entityId, one.sequence, null), storeFailure)
+          return false
         }
       }
-      yield* Effect.mapError(parking.remove(place, one.entityId, one.sequence), storeFailure)
-      return true
-    })
+    }
+    yield* Effect.mapError(parking.remove(place, one.entityId, one.sequence), storeFailure)
+    return true
+  })
 
   /** The next events: what there is, or for a kind that takes groups as many as come in its time. */
-  const next = (sink: Sink) =>
-    Effect.gen(function* () {
-      const first = yield* Effect.mapError(reader.next(progress.offset, progress), journalFailure)
-      if (sink.group === undefined) return first
-      const { size, withinMillis } = sink.group
-      const until = (yield* Clock.currentTimeMillis) + withinMillis
-      const events = [...first]
-      while (events.length < size) {
-        const left = until - (yield* Clock.currentTimeMillis)
-        if (left <= 0) break
-        const more = yield* reader
-          .next(events.at(-1)!.offset, progress)
-          .pipe(Effect.mapError(journalFailure), Effect.timeoutOption(left))
-        if (Option.isNone(more)) break
-        for (const event of more.value) events.push(event)
-      }
-      return events
-    })
+  const next = Effect.fnUntraced(function* (sink: Sink) {
+    const first = yield* Effect.mapError(reader.next(progress.offset, progress), journalFailure)
+    if (sink.group === undefined) return first
+    const { size, withinMillis } = sink.group
+    const until = (yield* Clock.currentTimeMillis) + withinMillis
+    const events = [...first]
+    while (events.length < size) {
+      const left = until - (yield* Clock.currentTimeMillis)
+      if (left <= 0) break
+      const more = yield* reader
+        .next(events.at(-1)!.offset, progress)
+        .pipe(Effect.mapError(journalFailure), Effect.timeoutOption(left))
+      if (Option.isNone(more)) break
+      for (const event of more.value) events.push(event)
+    }
+    return events
+  })
 
   /** Notes how far the view is after some events. */
   const note = (events: ReadonlyArray<EventEnvelope>, { done, failure }: Outcome) => {
@@ -334,50 +332,48 @@ export const run = <R>(
   }
 
   /** True when the event that failed is dealt with, and need not be tried again. */
-  const dealtWith = ({ error, event }: Failure, sink: Sink) =>
-    Effect.gen(function* () {
-      if (event === undefined || mayPass(error)) return false
-      if (park !== undefined && (sink.neverAgain || progress.attempts + 1 >= park.attempts)) {
-        yield* putAside(event, error.message, progress.attempts + 1)
-        return true
-      }
-      if (sink.neverAgain) {
-        yield* Effect.logError(`${name} passes over event ${event.sequence} of "${event.entityId}": ${error.message}`)
-      }
-      return sink.neverAgain === true
-    })
+  const dealtWith = Effect.fnUntraced(function* ({ error, event }: Failure, sink: Sink) {
+    if (event === undefined || mayPass(error)) return false
+    if (park !== undefined && (sink.neverAgain || progress.attempts + 1 >= park.attempts)) {
+      yield* putAside(event, error.message, progress.attempts + 1)
+      return true
+    }
+    if (sink.neverAgain) {
+      yield* Effect.logError(`${name} passes over event ${event.sequence} of "${event.entityId}": ${error.message}`)
+    }
+    return sink.neverAgain === true
+  })
 
-  const step = (sink: Sink) =>
-    Effect.gen(function* () {
-      const events = yield* next(sink)
-      yield* leased
-      let live: ReadonlyArray<EventEnvelope> = events
-      if (aside.size > 0) {
-        // What comes again after a crash is there already, with its error.
-        const behind = events.filter(({ entityId, sequence }) => sequence > (aside.get(entityId) ?? Infinity))
-        yield* Effect.forEach(behind, (event) => putAside(event, null, 0), { discard: true })
-        live = events.filter(({ entityId }) => !aside.has(entityId))
-      }
-      const { failure, written } = yield* handle(sink, events, live)
-      if (failure === undefined) progress.failure = undefined
-      else if (yield* dealtWith(failure, sink)) {
-        progress.offset = failure.event!.offset
-        progress.stamp = failure.event!.stamp
-        progress.attempts = 0
-        progress.failure = undefined
-      } else {
-        changed(progress)
-        return yield* stand(failure.error)
-      }
+  const step = Effect.fnUntraced(function* (sink: Sink) {
+    const events = yield* next(sink)
+    yield* leased
+    let live: ReadonlyArray<EventEnvelope> = events
+    if (aside.size > 0) {
+      // What comes again after a crash is there already, with its error.
+      const behind = events.filter(({ entityId, sequence }) => sequence > (aside.get(entityId) ?? Infinity))
+      yield* Effect.forEach(behind, (event) => putAside(event, null, 0), { discard: true })
+      live = events.filter(({ entityId }) => !aside.has(entityId))
+    }
+    const { failure, written } = yield* handle(sink, events, live)
+    if (failure === undefined) progress.failure = undefined
+    else if (yield* dealtWith(failure, sink)) {
+      progress.offset = failure.event!.offset
+      progress.stamp = failure.event!.stamp
+      progress.attempts = 0
+      progress.failure = undefined
+    } else {
       changed(progress)
-      if (progress.offset - progress.storedOffset >= limits.offsetCount) {
-        yield* Effect.mapError(saveOffset(offsets, progress), storeFailure)
-      }
-      // As long as it is worth while, and not when there is something to catch up with.
-      if (sink.coalesces && written > 1 && events.length < fullBatch && isYoung(events)) {
-        yield* Effect.sleep(Math.min(2 * written, limits.maxLingerMillis))
-      }
-    })
+      return yield* stand(failure.error)
+    }
+    changed(progress)
+    if (progress.offset - progress.storedOffset >= limits.offsetCount) {
+      yield* Effect.mapError(saveOffset(offsets, progress), storeFailure)
+    }
+    // As long as it is worth while, and not when there is something to catch up with.
+    if (sink.coalesces && written > 1 && events.length < fullBatch && isYoung(events)) {
+      yield* Effect.sleep(Math.min(2 * written, limits.maxLingerMillis))
+    }
+  })
 
   const work = Effect.gen(function* () {
     yield* reader.join(progress)

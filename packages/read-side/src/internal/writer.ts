@@ -183,78 +183,79 @@ export class Writer {
   }
 
   /** Executes the writes, and says how many were left to execute; they may be executed again when it fails. */
-  write(writes: ReadonlyArray<Write>, concurrency: number): Effect.Effect<number, CassandraError | Refused> {
-    const self = this
-    return Effect.gen(function* () {
-      // Of the writes that replace each other, the last; by what identifies statement and row.
-      const last: Array<readonly [Write, Plan]> = []
-      const places = new Map<Plan, Map<string, number>>()
-      let unique = 0
-      for (const write of writes) {
-        const { params, text } = write.statement
-        const plan = self.#plans.get(text) ?? (yield* self.#plan(text))
-        if (plan.refusal !== undefined) return yield* Effect.fail(new Refused(write, plan.refusal))
-        const { row } = plan
-        const key = row === undefined ? undefined : keyOf(params, row)
-        // A row that only names something is the same whoever writes it.
-        if (plan.sets === undefined || plan.sets.size > 0) {
-          const why =
-            self.#foreignKey(write, plan) ?? (key === undefined ? undefined : self.#otherShard(key, write, plan))
-          if (why !== undefined) return yield* Effect.fail(new Refused(write, why))
-        }
-        if (key === undefined || !plan.analysis.replaces || params.includes(undefined)) {
-          last.push([write, plan])
-          continue
-        }
-        let rows = places.get(plan)
-        if (rows === undefined) {
-          rows = new Map()
-          places.set(plan, rows)
-        }
-        const before = rows.get(key)
-        if (before === undefined) rows.set(key, last.push([write, plan]) - 1)
-        else last[before] = [write, plan]
+  readonly write = Effect.fnUntraced(function* (
+    this: Writer,
+    writes: ReadonlyArray<Write>,
+    concurrency: number
+  ): Effect.fn.Return<number, CassandraError | Refused> {
+    // Of the writes that replace each other, the last; by what identifies statement and row.
+    const last: Array<readonly [Write, Plan]> = []
+    const places = new Map<Plan, Map<string, number>>()
+    let unique = 0
+    for (const write of writes) {
+      const { params, text } = write.statement
+      const plan = this.#plans.get(text) ?? (yield* this.#plan(text))
+      if (plan.refusal !== undefined) return yield* Effect.fail(new Refused(write, plan.refusal))
+      const { row } = plan
+      const key = row === undefined ? undefined : keyOf(params, row)
+      // A row that only names something is the same whoever writes it.
+      if (plan.sets === undefined || plan.sets.size > 0) {
+        const why =
+          this.#foreignKey(write, plan) ?? (key === undefined ? undefined : this.#otherShard(key, write, plan))
+        if (why !== undefined) return yield* Effect.fail(new Refused(write, why))
       }
-      const batches: Array<Array<Statement<unknown>>> = []
-      const partitions = new Map<string, Array<Statement<unknown>>>()
-      for (const [{ stamp, statement }, { analysis, partition }] of last) {
-        const params = statement.params.toSpliced(analysis.timestampIndex, 0, stamp)
-        const stamped = make(analysis.timestamped, params, { ...statement.options, idempotent: true })
-        const { consistency, profile, timeout } = statement.options
-        if (consistency !== undefined || profile !== undefined || timeout !== undefined) {
-          // A batch has one of each.
-          batches.push([stamped])
-          continue
-        }
-        const key =
-          partition === undefined ? `#${unique++}` : `${analysis.table}\u0000${keyOf(statement.params, partition)}`
-        const others = partitions.get(key)
-        if (others === undefined) partitions.set(key, [stamped])
-        else others.push(stamped)
+      if (key === undefined || !plan.analysis.replaces || params.includes(undefined)) {
+        last.push([write, plan])
+        continue
       }
-      let mixed: Array<Statement<unknown>> = []
-      let mixedSize = 0
-      for (const statements of partitions.values()) {
-        if (statements.length > 1) {
-          for (let i = 0; i < statements.length; i += batchSize) batches.push(statements.slice(i, i + batchSize))
-          continue
-        }
-        const size = sizeOf(statements[0]!)
-        if (mixed.length === mixedPartitions || (mixed.length > 0 && mixedSize + size > mixedBytes)) {
-          batches.push(mixed)
-          mixed = []
-          mixedSize = 0
-        }
-        mixed.push(statements[0]!)
-        mixedSize += size
+      let rows = places.get(plan)
+      if (rows === undefined) {
+        rows = new Map()
+        places.set(plan, rows)
       }
-      if (mixed.length > 0) batches.push(mixed)
-      const execute = (batch: Array<Statement<unknown>>): Effect.Effect<unknown, CassandraError> =>
-        batch.length === 1
-          ? self.#session.execute(batch[0]!)
-          : self.#session.batch(batch, { type: "unlogged", idempotent: true })
-      yield* Effect.forEach(batches, execute, { concurrency, discard: true })
-      return last.length
-    })
-  }
+      const before = rows.get(key)
+      if (before === undefined) rows.set(key, last.push([write, plan]) - 1)
+      else last[before] = [write, plan]
+    }
+    const batches: Array<Array<Statement<unknown>>> = []
+    const partitions = new Map<string, Array<Statement<unknown>>>()
+    for (const [{ stamp, statement }, { analysis, partition }] of last) {
+      const params = statement.params.toSpliced(analysis.timestampIndex, 0, stamp)
+      const stamped = make(analysis.timestamped, params, { ...statement.options, idempotent: true })
+      const { consistency, profile, timeout } = statement.options
+      if (consistency !== undefined || profile !== undefined || timeout !== undefined) {
+        // A batch has one of each.
+        batches.push([stamped])
+        continue
+      }
+      const key =
+        partition === undefined ? `#${unique++}` : `${analysis.table}\u0000${keyOf(statement.params, partition)}`
+      const others = partitions.get(key)
+      if (others === undefined) partitions.set(key, [stamped])
+      else others.push(stamped)
+    }
+    let mixed: Array<Statement<unknown>> = []
+    let mixedSize = 0
+    for (const statements of partitions.values()) {
+      if (statements.length > 1) {
+        for (let i = 0; i < statements.length; i += batchSize) batches.push(statements.slice(i, i + batchSize))
+        continue
+      }
+      const size = sizeOf(statements[0]!)
+      if (mixed.length === mixedPartitions || (mixed.length > 0 && mixedSize + size > mixedBytes)) {
+        batches.push(mixed)
+        mixed = []
+        mixedSize = 0
+      }
+      mixed.push(statements[0]!)
+      mixedSize += size
+    }
+    if (mixed.length > 0) batches.push(mixed)
+    const execute = (batch: Array<Statement<unknown>>): Effect.Effect<unknown, CassandraError> =>
+      batch.length === 1
+        ? this.#session.execute(batch[0]!)
+        : this.#session.batch(batch, { type: "unlogged", idempotent: true })
+    yield* Effect.forEach(batches, execute, { concurrency, discard: true })
+    return last.length
+  })
 }

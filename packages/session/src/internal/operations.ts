@@ -246,22 +246,24 @@ export const makeOperations = (options: Settings, transport: Transport): Cassand
     Effect.map(rowsOf<any>(self, result), (rows) => ({ rows, pageState: result.pageState ?? undefined }))
   )
 
-  const onAll = heeding((first, { self }): Effect.Effect<Array<any>, CassandraError> => {
-    if (!first.pageState) return rowsOf<any>(self, first)
-    return Effect.gen(function* () {
-      const rows = yield* rowsOf<any>(self, first)
-      for (let state: string | undefined = first.pageState!; state; ) {
-        const next: { readonly rows: Array<any>; readonly pageState: string | undefined } = yield* page(
-          self,
-          state,
-          onRows
-        )
-        for (const row of next.rows) rows.push(row)
-        state = next.pageState
-      }
-      return rows
-    })
+  const allFrom = Effect.fnUntraced(function* (
+    self: Statement<unknown>,
+    first: Page
+  ): Effect.fn.Return<Array<any>, CassandraError> {
+    const rows = yield* rowsOf<any>(self, first)
+    for (let state = first.pageState; state; ) {
+      const next: { readonly rows: Array<any>; readonly pageState: string | undefined } = yield* page(
+        self,
+        state,
+        onRows
+      )
+      for (const row of next.rows) rows.push(row)
+      state = next.pageState
+    }
+    return rows
   })
+
+  const onAll = heeding((first, { self }) => (first.pageState ? allFrom(self, first) : rowsOf<any>(self, first)))
 
   const execute = <A = Row>(self: Statement<A>): Effect.Effect<ReadonlyArray<A>, CassandraError> =>
     page(self, undefined, onAll)
