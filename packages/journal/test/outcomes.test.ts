@@ -2,11 +2,12 @@ import { assert, layer } from "@effect/vitest"
 import { CassandraError, OutcomeUnknown } from "@effect-cassandra/session/CassandraError"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
-import { Effect, Fiber, Layer, Schedule, Stream } from "effect"
-import { Journal, type Options, type Position } from "../src/Journal.ts"
+import { Effect, type Exit, Fiber, Latch, Layer, Schedule, Stream } from "effect"
+import { type Appended, Journal, type Options, type Position } from "../src/Journal.ts"
+import type { JournalError } from "../src/JournalError.ts"
 
-/** What happens to the next append: its answer is lost, it is not executed, or it is executed later than answered. */
-type Fault = "answer lost" | "not executed" | "executed late"
+/** What happens to the next append: its answer is lost, it is not executed, it is executed later than answered, or when a latch opens. */
+type Fault = "answer lost" | "not executed" | "executed late" | Latch.Latch
 
 const unknown = Effect.fail(
   new CassandraError({ reason: new OutcomeUnknown({ message: "injected", cause: undefined }) })
@@ -24,6 +25,7 @@ const faulty = (faults: Array<Fault>) =>
           applied: (statement) => {
             const fault = statement.text.includes("event_log") ? faults.shift() : undefined
             const real = session.applied(statement)
+            if (typeof fault === "object") return Effect.andThen(fault.await, real)
             switch (fault) {
               case undefined:
                 return real
@@ -143,6 +145,40 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
           // Fails for as long as there is no answer.
           yield* Effect.retry(journal.head("Late", 0), { schedule: Schedule.spaced("20 millis"), times: 500 })
           assert.strictEqual((yield* journal.load(key)).sequence, 1)
+        })
+      )
+    })
+  )
+
+  it.effect("while Cassandra says nothing, those who wait hear in time what is known of theirs, and once", () =>
+    Effect.gen(function* () {
+      const silence = yield* Latch.make()
+      const options: Options = { shards: 1, appendTimeout: "200 millis" }
+      const faults: Array<Fault> = [silence]
+      yield* run(faults, options, (journal) =>
+        Effect.gen(function* () {
+          const append = (entityId: string) => ({
+            entityType: "Silent",
+            entityId,
+            expected: { sequence: 0, validThrough: 0 },
+            events: [{ type: "N", payload: 1 }]
+          })
+          yield* journal.head("Silent", 0)
+          const answers: Array<Exit.Exit<Appended, JournalError>> = []
+          journal.append.unsafe?.(append("sent"), {}, (exit) => answers.push(exit))
+          const isSent = Effect.suspend(() => (faults.length === 0 ? Effect.void : Effect.fail("not yet")))
+          yield* Effect.retry(isSent, { schedule: Schedule.spaced("5 millis"), times: 500 })
+          const behind = yield* Effect.flip(journal.append(append("behind")))
+          assert.strictEqual(behind.reason._tag, "StoreFailure")
+          assert.match(behind.message, /not been answered for 200 ms, nothing was stored/)
+          assert.match(String(answers), /OutcomeUnknown: no answer within 200 ms/)
+          yield* silence.open
+          yield* Effect.retry(journal.head("Silent", 0), { schedule: Schedule.spaced("20 millis"), times: 500 })
+          const sequenceOf = (entityId: string) =>
+            Effect.map(journal.load({ entityType: "Silent", entityId }), ({ sequence }) => sequence)
+          assert.strictEqual(yield* sequenceOf("sent"), 1)
+          assert.strictEqual(yield* sequenceOf("behind"), 0)
+          assert.strictEqual(answers.length, 1)
         })
       )
     })

@@ -227,6 +227,14 @@ export const makeJournal = Effect.fnUntraced(function* (
     Effect.withTracerEnabled(false),
     Effect.forkIn(running)
   )
+  yield* Effect.sync(() => {
+    for (const log of allLogs()) log.expire()
+  }).pipe(
+    Effect.delay(Math.max(5, limits.appendTimeoutMillis / 20)),
+    Effect.forever,
+    Effect.withTracerEnabled(false),
+    Effect.forkIn(running)
+  )
   yield* Effect.suspend(() =>
     Effect.forEach(types, ([entityType, inUse]) => look(entityType, inUse), { discard: true })
   ).pipe(

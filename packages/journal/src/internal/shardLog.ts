@@ -2,7 +2,7 @@
  * One shard's log as this process sees it: it follows every block from a known offset on, and appends blocks of its own.
  * The protocol is described in PROTOCOL.md.
  */
-import type { CassandraError } from "@effect-cassandra/session/CassandraError"
+import { CassandraError, RequestTimeout } from "@effect-cassandra/session/CassandraError"
 import { type Clock, Effect, Exit, Latch, Option, Random, Schedule, Semaphore } from "effect"
 import type { Appended, Json } from "../Journal.ts"
 import { ClockSkew, JournalError, OutcomeUnknown, SequenceConflict } from "../JournalError.ts"
@@ -45,12 +45,30 @@ export interface AppendRequest {
 /** Who waits for a look at the head. */
 type Waiting = (effect: Effect.Effect<void, JournalError>) => void
 
-interface Pending {
+/** An append that somebody waits for. */
+class Pending {
   readonly since: number
-  /** The sequence number before the first event, once it is in a block. */
-  after: number
   readonly request: AppendRequest
-  readonly resume: (exit: Exit.Exit<Appended, JournalError>) => void
+  /** The sequence number before the first event, once it is in a block. */
+  after = 0
+  #resume: ((exit: Exit.Exit<Appended, JournalError>) => void) | undefined
+
+  constructor(since: number, request: AppendRequest, resume: (exit: Exit.Exit<Appended, JournalError>) => void) {
+    this.since = since
+    this.request = request
+    this.#resume = resume
+  }
+
+  get waits(): boolean {
+    return this.#resume !== undefined
+  }
+
+  /** Once: who has heard that it takes too long hears nothing more. */
+  answer(exit: Exit.Exit<Appended, JournalError>): void {
+    const resume = this.#resume
+    this.#resume = undefined
+    resume?.(exit)
+  }
 }
 
 /**
@@ -149,13 +167,13 @@ export class ShardLog {
   }
 
   /** The same without a fiber. */
-  appendUnsafe(request: AppendRequest, resume: Pending["resume"]): void {
+  appendUnsafe(request: AppendRequest, resume: (exit: Exit.Exit<Appended, JournalError>) => void): void {
     const refused = this.#refusal()
     if (refused !== undefined) {
       resume(Exit.fail(refused))
       return
     }
-    this.#pending.push({ since: this.#clock.currentTimeMillisUnsafe(), after: 0, request, resume })
+    this.#pending.push(new Pending(this.#clock.currentTimeMillisUnsafe(), request, resume))
     this.#wake.openUnsafe()
   }
 
@@ -308,7 +326,7 @@ export class ShardLog {
     if (this.#fatal !== undefined) for (const listener of [...this.#listeners]) listener()
     const pending = this.#pending
     this.#pending = []
-    for (const { resume } of pending) resume(Exit.fail(error))
+    for (const one of pending) one.answer(Exit.fail(error))
     this.#failSyncs(error)
   }
 
@@ -318,11 +336,40 @@ export class ShardLog {
 
   #tellUnknown(taken: ReadonlyArray<Pending>, message: string) {
     const { entityType } = this.log
-    for (const { request, resume } of taken) {
-      const reason = new OutcomeUnknown({ entityType, entityId: request.entityId, message })
-      resume(Exit.fail(new JournalError({ reason })))
+    for (const one of taken) {
+      const reason = new OutcomeUnknown({ entityType, entityId: one.request.entityId, message })
+      one.answer(Exit.fail(new JournalError({ reason })))
     }
   }
+
+  /**
+   * Answers those who have waited too long: what becomes of the block under way is not known, what waits behind it was not
+   * sent. To be called now and then, for Cassandra may say nothing for longer than anybody should wait.
+   */
+  expire(): void {
+    const { appendTimeoutMillis } = this.#limits
+    const oldest = this.#clock.currentTimeMillisUnsafe() - appendTimeoutMillis
+    const late = (one: Pending) => one.since < oldest
+    const said = this.#unanswered?.failure
+    if (this.#unanswered?.taken.some(late)) {
+      const message = `no answer within ${appendTimeoutMillis} ms whether the events were stored${said === undefined ? "" : `: ${said.message}`}`
+      this.#tellUnknown(this.#unanswered.taken.filter(late), message)
+    }
+    const expired = this.#pending.filter(late)
+    if (expired.length > 0) this.#pending = this.#pending.filter((one) => !late(one))
+    const isLate = this.#unanswered !== undefined && this.#unanswered.since < oldest
+    if (expired.length === 0 && !isLate) return
+    const message = `the log of ${nameOf(this.log)} has not been answered for ${appendTimeoutMillis} ms, nothing was stored`
+    const failure = storeFailure(
+      said ?? new CassandraError({ reason: new RequestTimeout({ message, cause: undefined }) })
+    )
+    for (const one of expired) one.answer(Exit.fail(failure))
+    if (isLate) this.#failSyncs(failure)
+  }
+  /** The block under way: since when, whose it is, and what was said of it last. */
+  #unanswered:
+    | { readonly since: number; readonly taken: ReadonlyArray<Pending>; failure: CassandraError | undefined }
+    | undefined
 
   readonly #round = Effect.fnUntraced(function* (this: ShardLog): Effect.fn.Return<void, JournalError> {
     yield* this.#wake.await
@@ -416,7 +463,7 @@ export class ShardLog {
     }
     // Before anybody is answered, for who is answered may ask again at once.
     this.#pending = left
-    for (const { request, resume } of outdated) resume(Exit.fail(this.conflict(request.entityId, request.expected)))
+    for (const one of outdated) one.answer(Exit.fail(this.conflict(one.request.entityId, one.request.expected)))
     return taken
   }
 
@@ -462,9 +509,7 @@ export class ShardLog {
     }
     if (stamp - now > maxSkewMicros) {
       const message = `the newest event of ${nameOf(this.log)} is stamped ${Math.round((this.#lastStamp - now) / 1e6)} s ahead of this process's clock: set the clocks right`
-      for (const { resume } of taken) {
-        resume(Exit.fail(new JournalError({ reason: new ClockSkew({ message }) })))
-      }
+      for (const one of taken) one.answer(Exit.fail(new JournalError({ reason: new ClockSkew({ message }) })))
       return false
     }
     const { entries, text } = builder.build()
@@ -484,12 +529,13 @@ export class ShardLog {
         const { blockId, place, written } = block
         this.#apply({ from: this.head, to: offset, blockId, stamp, place, written, entries })
         this.#onAppended(offset)
-        for (let i = 0; i < taken.length; i++) taken[i]!.resume(Exit.succeed(appended[i]!))
+        for (let i = 0; i < taken.length; i++) taken[i]!.answer(Exit.succeed(appended[i]!))
         return true
       }
       case "Refused": {
         yield* this.#follow(outcome.head)
-        this.#pending.unshift(...taken)
+        // Nobody waits any more for what has been said to be unknown, and now surely is not stored.
+        this.#pending.unshift(...taken.filter((one) => one.waits))
         // The winner goes on at once, so that the loser is the one to wait.
         if (this.#turns.wait(this.#clock.currentTimeMillisUnsafe()) === 0) {
           yield* Effect.sleep((yield* Random.next) * 10)
@@ -497,7 +543,7 @@ export class ShardLog {
         return false
       }
       case "NotExecuted": {
-        for (const { resume } of taken) resume(Exit.fail(storeFailure(outcome.error)))
+        for (const one of taken) one.answer(Exit.fail(storeFailure(outcome.error)))
         return false
       }
     }
@@ -507,63 +553,51 @@ export class ShardLog {
    * Sends a block until the server says what became of it. As long as that is not known the identical block is sent, for
    * an earlier one may still be under way.
    */
-  readonly #settle = Effect.fnUntraced(function* (
-    this: ShardLog,
-    block: BlockAppend,
-    taken: ReadonlyArray<Pending>
-  ): Effect.fn.Return<
-    | { readonly _tag: "Applied" }
-    | { readonly _tag: "Refused"; readonly head: number }
-    | { readonly _tag: "NotExecuted"; readonly error: CassandraError },
-    JournalError
-  > {
-    const begin = this.#clock.currentTimeMillisUnsafe()
-    let unknown = false
-    let told = false
-    for (let attempt = 0; ; attempt++) {
-      const exit = yield* Effect.exit(this.#store.appendBlock(this.log, block))
-      if (Exit.isSuccess(exit)) {
-        const outcome = exit.value
-        if (outcome.applied || outcome.blockId === block.blockId) return { _tag: "Applied" } as const
-        if (outcome.head === null || outcome.head < this.head) {
-          return yield* lost(this.log, `its head went back from ${this.head} to ${outcome.head ?? "nothing"}`)
+  readonly #settle = Effect.fnUntraced(
+    function* (
+      this: ShardLog,
+      block: BlockAppend,
+      taken: ReadonlyArray<Pending>
+    ): Effect.fn.Return<
+      | { readonly _tag: "Applied" }
+      | { readonly _tag: "Refused"; readonly head: number }
+      | { readonly _tag: "NotExecuted"; readonly error: CassandraError },
+      JournalError
+    > {
+      let unknown = false
+      this.#unanswered = { since: this.#clock.currentTimeMillisUnsafe(), taken, failure: undefined }
+      for (let attempt = 0; ; attempt++) {
+        const exit = yield* Effect.exit(this.#store.appendBlock(this.log, block))
+        if (Exit.isSuccess(exit)) {
+          const outcome = exit.value
+          if (outcome.applied || outcome.blockId === block.blockId) return { _tag: "Applied" } as const
+          if (outcome.head === null || outcome.head < this.head) {
+            return yield* lost(this.log, `its head went back from ${this.head} to ${outcome.head ?? "nothing"}`)
+          }
+          if (outcome.head === this.head) {
+            return yield* corrupt(
+              this.log,
+              `block ${outcome.blockId} stands at ${block.offset}, after the head ${this.head}`
+            )
+          }
+          return { _tag: "Refused", head: outcome.head } as const
         }
-        if (outcome.head === this.head) {
-          return yield* corrupt(
-            this.log,
-            `block ${outcome.blockId} stands at ${block.offset}, after the head ${this.head}`
-          )
-        }
-        return { _tag: "Refused", head: outcome.head } as const
-      }
-      const error = yield* errorOf(exit)
-      if (error.reason._tag === "OutcomeUnknown") unknown = true
-      else if (!unknown) return { _tag: "NotExecuted", error } as const
-      if (!told && this.#clock.currentTimeMillisUnsafe() - begin > this.#limits.appendTimeoutMillis) {
-        told = true
-        const { appendTimeoutMillis } = this.#limits
-        this.#tellUnknown(
-          taken,
-          `no answer within ${appendTimeoutMillis} ms whether the events were stored: ${error.message}`
+        const error = yield* errorOf(exit)
+        if (error.reason._tag === "OutcomeUnknown") unknown = true
+        else if (!unknown) return { _tag: "NotExecuted", error } as const
+        this.#unanswered.failure = error
+        yield* Effect.logWarning(
+          `${nameOf(this.log)}: an append is not answered, sending the same again: ${error.message}`
         )
+        yield* Effect.sleep(Math.min(2000, 50 * 2 ** attempt) * (0.5 + (yield* Random.next)))
       }
-      if (told) this.#failSyncs(storeFailure(error))
-      this.#expire(error)
-      yield* Effect.logWarning(
-        `${nameOf(this.log)}: an append is not answered, sending the same again: ${error.message}`
-      )
-      yield* Effect.sleep(Math.min(2000, 50 * 2 ** attempt) * (0.5 + (yield* Random.next)))
-    }
-  })
-
-  /** Tells those who have waited too long behind an unanswered block that theirs was not stored. */
-  #expire(error: CassandraError): void {
-    const oldest = this.#clock.currentTimeMillisUnsafe() - this.#limits.appendTimeoutMillis
-    const expired = this.#pending.filter(({ since }) => since < oldest)
-    if (expired.length === 0) return
-    this.#pending = this.#pending.filter(({ since }) => since >= oldest)
-    for (const { resume } of expired) resume(Exit.fail(storeFailure(error)))
-  }
+    },
+    Effect.ensuring(
+      Effect.sync(() => {
+        this.#unanswered = undefined
+      })
+    )
+  )
 
   // ------------------------------------------------------------------------------------------------ following
 
