@@ -20,6 +20,9 @@ export class Ask<State> {
   span: Tracer.Span | undefined
   ids: CommandIds | undefined
   place: Place | undefined
+  /** Neighbours among those under way. */
+  earlier: Ask<State> | undefined
+  later: Ask<State> | undefined
   readonly begin = performance.now()
   /** Milliseconds of the clock. */
   readonly since: number
@@ -51,5 +54,45 @@ export class Ask<State> {
     if (this.answered) return
     this.answered = true
     this.#resume(exit)
+  }
+}
+
+/**
+ * Commands under way, the oldest first. Not a Set: when it makes its table anew, the old one points to the new one, so that a
+ * table that has lived long keeps all later ones alive, with what was in them, until the next full garbage collection.
+ */
+export class Asks<State> {
+  #first: Ask<State> | undefined
+  #last: Ask<State> | undefined
+  size = 0
+
+  add(ask: Ask<State>): void {
+    ask.earlier = this.#last
+    if (this.#last === undefined) this.#first = ask
+    else this.#last.later = ask
+    this.#last = ask
+    this.size++
+  }
+
+  /** Those that are not in it are none of its business. */
+  delete(ask: Ask<State>): void {
+    const { earlier, later } = ask
+    if (earlier === undefined && later === undefined && this.#first !== ask) return
+    if (earlier === undefined) this.#first = later
+    else earlier.later = later
+    if (later === undefined) this.#last = earlier
+    else later.earlier = earlier
+    ask.earlier = undefined
+    ask.later = undefined
+    this.size--
+  }
+
+  /** The one that was given last may be deleted meanwhile. */
+  *all(): Generator<Ask<State>> {
+    for (let ask = this.#first; ask !== undefined; ) {
+      const { later } = ask
+      yield ask
+      ask = later
+    }
   }
 }

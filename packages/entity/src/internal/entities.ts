@@ -26,7 +26,7 @@ import {
   TooManyConflicts,
   UndecodableAnswer
 } from "../EntityError.ts"
-import { Ask } from "./ask.ts"
+import { Ask, Asks } from "./ask.ts"
 import { CurrentCommandIds, CurrentPlace } from "./command.ts"
 import { Instance, type Loaded } from "./instance.ts"
 import type { EntityMetrics } from "./metrics.ts"
@@ -80,7 +80,7 @@ export class Entities<State> {
   readonly #entityType: string
   readonly #instances = new Map<string, Instance<State>>()
   /** Commands under way, the oldest first: all have the same time to be answered. */
-  readonly #asks = new Set<Ask<State>>()
+  readonly #asks = new Asks<State>()
   readonly #recovering: Semaphore.Semaphore
   readonly #saving = Semaphore.makeUnsafe(snapshotWrites)
   #closing = false
@@ -683,7 +683,7 @@ export class Entities<State> {
   /** Answers commands whose time is over. */
   readonly expire: Effect.Effect<void> = Effect.sync(() => {
     const now = this.#now()
-    for (const ask of this.#asks) {
+    for (const ask of this.#asks.all()) {
       const millis = now - ask.since
       if (millis < this.#env.settings.askTimeout) return
       if (ask.answered) continue
@@ -757,7 +757,7 @@ export class Entities<State> {
   }).pipe(
     Effect.andThen(
       Effect.sync(() => {
-        const left = [...this.#asks]
+        const left = [...this.#asks.all()]
         for (const ask of left) {
           const { command, instance, phase } = ask
           const stored = phase === "storing" ? "unknown" : "no"
