@@ -106,15 +106,10 @@ export class Entities<State> {
       const message = `${command.tag} for ${this.#entityType} "${entityId}": ${problem}`
       return fail(new MalformedCommand({ ...this.#names(entityId, command), message }))
     }
-    return Effect.withFiber((fiber) => {
-      if (command.readOnly === "local") {
-        const answer = this.#readNow(entityId, command, payload, fiber)
-        if (answer !== undefined) return answer
-      }
-      return fiber.getRef(Tracer.Tracer) === Tracer.nativeTracer
-        ? this.#submit(entityId, command, payload, fiber.context)
-        : this.#traced(entityId, command, payload)
-    })
+    if (command.readOnly !== "local") return this.#submit(entityId, command, payload)
+    return Effect.withFiber(
+      (fiber) => this.#readNow(entityId, command, payload, fiber) ?? this.#submit(entityId, command, payload)
+    )
   }
 
   /** The answer of a local read that has nothing to wait for. */
@@ -137,14 +132,12 @@ export class Entities<State> {
     return answerOf(decided, loaded.state)
   }
 
-  #submit(
-    entityId: string,
-    command: Command<State>,
-    payload: unknown,
-    context: Context.Context<never>,
-    span?: Tracer.Span
-  ): Answer {
+  #submit(entityId: string, command: Command<State>, payload: unknown, span?: Tracer.Span): Answer {
     return Effect.callback((resume) => {
+      const fiber = Fiber.getCurrent()!
+      if (span === undefined && fiber.getRef(Tracer.Tracer) !== Tracer.nativeTracer) {
+        return resume(this.#traced(entityId, command, payload))
+      }
       if (this.#closing) {
         const message = `${command.tag} for ${this.#entityType} "${entityId}": the entities of this process are closing`
         return resume(fail(new EntitiesClosed({ ...this.#names(entityId, command), stored: "no", message })))
@@ -156,6 +149,7 @@ export class Entities<State> {
         const message = `${command.tag} for ${this.#entityType} "${entityId}": ${size} commands wait already (mailboxSize): try later`
         return resume(fail(new MailboxFull({ ...this.#names(entityId, command), size, message })))
       }
+      const { context } = fiber
       const ask = new Ask(instance, command, payload, context, this.#now(), resume)
       ask.span = span
       ask.ids = Context.get(context, CurrentCommandIds)
@@ -179,10 +173,7 @@ export class Entities<State> {
     const attributes: Record<string, unknown> = { "entity.type": this.#entityType, "entity.command": command.tag }
     if (this.#env.settings.spanEntityId) attributes["entity.id"] = entityId
     return Effect.useSpan(`${this.#entityType}.${command.tag}`, { attributes }, (span) =>
-      Effect.withParentSpan(
-        Effect.withFiber((fiber) => this.#submit(entityId, command, payload, fiber.context, span)),
-        span
-      )
+      Effect.withParentSpan(this.#submit(entityId, command, payload, span), span)
     )
   }
 

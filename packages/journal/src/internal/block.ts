@@ -50,15 +50,32 @@ export interface Body {
   readonly text: string
 }
 
-export const encodeBody = (item: Omit<Item, "n">): Body => {
-  const { a, m, p, t, v, x } = item
+export const encodeBody = ({ a, m, p, t, v, x }: Omit<Item, "n">): Body => {
+  const payload = JSON.stringify(p) ?? "null"
+  if (m === undefined && a === undefined && x === undefined && (v === undefined || v === 1)) {
+    return { type: t, text: `${beginOf(t)}${payload}` }
+  }
   let text = `"t":${JSON.stringify(t)}`
   if (v !== undefined && v !== 1) text += `,"v":${v}`
   if (m !== undefined) text += `,"m":${JSON.stringify(m)}`
   if (a !== undefined) text += `,"a":${JSON.stringify(a)}`
   if (x !== undefined) text += `,"x":${JSON.stringify(x)}`
-  return { type: t, text: `${text},"p":${JSON.stringify(p) ?? "null"}` }
+  return { type: t, text: `${text},"p":${payload}` }
 }
+
+const begins = new Map<string, string>()
+
+/** How the plain event of a type begins: there are few, and many events wait to be stored, so that small ones are worth while. */
+const beginOf = (type: string): string => {
+  let begin = begins.get(type)
+  if (begin === undefined) {
+    begin = `"t":${JSON.stringify(type)},"p":`
+    if (begins.size === maxBegins) begins.clear()
+    begins.set(type, begin)
+  }
+  return begin
+}
+const maxBegins = 1000
 
 /** The event as it comes back from JSON, whoever wrote it. */
 export const itemOf = (entry: Entry): Item => entry.item ?? (JSON.parse(`{${entry.text}}`) as Item)

@@ -497,7 +497,6 @@ export class ShardLog {
     const now = this.#clock.currentTimeMillisUnsafe() * 1000
     let stamp = Math.max(now, this.#lastStamp + stampStep) - stampStep
     const builder = new BlockBuilder()
-    const appended: Array<Appended> = []
     let offset = this.head
     for (const { after, request } of taken) {
       let sequence = after
@@ -505,7 +504,6 @@ export class ShardLog {
         stamp += stampStep
         builder.add(request.entityId, ++sequence, ++offset, stamp, body)
       }
-      appended.push({ sequence, validThrough: offset, repeated: false, answer: request.answer })
     }
     if (stamp - now > maxSkewMicros) {
       const message = `the newest event of ${nameOf(this.log)} is stamped ${Math.round((this.#lastStamp - now) / 1e6)} s ahead of this process's clock: set the clocks right`
@@ -527,9 +525,15 @@ export class ShardLog {
     switch (outcome._tag) {
       case "Applied": {
         const { blockId, place, written } = block
+        let validThrough = this.head
         this.#apply({ from: this.head, to: offset, blockId, stamp, place, written, entries })
         this.#onAppended(offset)
-        for (let i = 0; i < taken.length; i++) taken[i]!.answer(Exit.succeed(appended[i]!))
+        for (const one of taken) {
+          const { answer, events } = one.request
+          validThrough += events.length
+          const sequence = one.after + events.length
+          one.answer(Exit.succeed({ sequence, validThrough, repeated: false, answer }))
+        }
         return true
       }
       case "Refused": {
