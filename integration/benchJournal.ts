@@ -73,6 +73,8 @@ const compare = Effect.fnUntraced(function* (
   const ours: Array<number> = []
   const theirs: Array<number> = []
   const figure = ({ millis, perSecond }: Measured) => (count === 1 ? percentile(millis, 0.5) : perSecond)
+  // Loads the entities.
+  yield* side(count, 0)
   for (let round = 0; round < rounds; round++) {
     theirs.push(figure(yield* base(count, millis)))
     ours.push(figure(yield* side(count, millis)))

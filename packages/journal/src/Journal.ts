@@ -44,7 +44,10 @@ export interface Options {
   readonly partitionSize?: number | undefined
   /** How long an append waits for an answer before it fails with `OutcomeUnknown`. Default: 10 seconds. */
   readonly appendTimeout?: Duration.Input | undefined
-  /** How often the index of entities is brought up to date. Default: 1 second. */
+  /**
+   * How often the index of entities is brought up to date; up to five times as seldom where more than a thousand have few
+   * events each, for then it costs more than the log. Default: 1 second.
+   */
   readonly indexInterval?: Duration.Input | undefined
   /**
    * The longest pause between two looks for events of other processes, while nothing happens: one read for all shards of an

@@ -32,6 +32,13 @@ export const rowStart = (sequence: number): number => rowOf(sequence) * rowEvent
 /** Rows that are written in one request: the server warns of more than 10 partitions, and of more than 5 KiB. */
 const requestRows = 10
 const requestSize = 4096
+/**
+ * So many entities that wait are worth waiting for until each has some events, or the index is behind by as many. With a row
+ * for each event or two, the index would cost the server as much as plain INSERTs do.
+ */
+const manyEntities = 1000
+const eventsEach = 8
+const manyEvents = 50_000
 /** Requests of a flush at once: few, as appends want the server too, but enough that these do not wait for the index. */
 const flushConcurrency = (entities: number) => Math.min(64, Math.max(8, Math.ceil(entities / 100)))
 
@@ -177,6 +184,12 @@ export class EntityIndex {
       if (entry.type === deletedType) this.#delete(entry)
     }
     this.count += entries.length
+  }
+
+  /** Whether it can wait some more until it is written. */
+  get isPatient(): boolean {
+    const { size } = this.#waiting
+    return size >= manyEntities && this.count < Math.min(size * eventsEach, manyEvents) && this.#deletions.size === 0
   }
 
   /** The events of an entity that are not surely in the index yet. */

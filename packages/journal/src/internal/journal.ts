@@ -219,7 +219,7 @@ export const makeJournal = Effect.fnUntraced(function* (
 
   const allLogs = () => [...types.values()].flatMap(({ logs }) => logs.filter((log) => log !== undefined))
 
-  yield* Effect.suspend(() => Effect.forEach(allLogs(), (log) => log.index, { discard: true })).pipe(
+  yield* Effect.suspend(() => Effect.forEach(allLogs(), (log) => log.indexWhenDue, { discard: true })).pipe(
     Effect.catch((error) =>
       Effect.logWarning(`the index of entities could not be written, trying again: ${error.message}`)
     ),

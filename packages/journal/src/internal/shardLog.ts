@@ -80,6 +80,7 @@ const freshEvents = 20_000
 const freshMicros = 1_000_000
 const tailSize = 8 * 1024 * 1024
 const unindexedEvents = 100_000
+const maxIndexedLate = 4
 const maxSkewMicros = 60_000_000
 
 const backOff = Schedule.exponential("20 millis").pipe(Schedule.jittered)
@@ -790,6 +791,14 @@ export class ShardLog {
 
   /** Whether there are events of others that the index may hold already. */
   #foreign = false
+  #indexedLate = 0
+
+  /** As `index`, or not at all: a few times in a row where the rows would hold few events. */
+  readonly indexWhenDue: Effect.Effect<void, CassandraError> = Effect.suspend(() => {
+    if (this.#index.isPatient && this.#indexedLate++ < maxIndexedLate) return Effect.void
+    this.#indexedLate = 0
+    return this.index
+  })
 
   /** Writes the events since the last time into the index, then the watermark; after what is being written now. */
   readonly index: Effect.Effect<void, CassandraError> = Effect.suspend(() => {

@@ -1,0 +1,39 @@
+import { assert, describe, it } from "@effect/vitest"
+import { deletedType, type Entry } from "../src/internal/block.ts"
+import { EntityIndex } from "../src/internal/entityIndex.ts"
+import { memoryStore } from "../src/internal/memoryStore.ts"
+
+const log = { entityType: "Account", shard: 0 }
+
+/** One event of each of so many entities. */
+const events = (entities: number, sequence: number, type = "Deposited"): ReadonlyArray<Entry> =>
+  Array.from({ length: entities }, (_, i) => ({
+    entityId: `account-${i}`,
+    sequence,
+    offset: (sequence - 1) * entities + i + 1,
+    stamp: 10 * ((sequence - 1) * entities + i + 1),
+    type,
+    item: { n: sequence, t: type, p: { through: 1 } }
+  }))
+
+describe("the index of entities", () => {
+  const after = (...added: ReadonlyArray<ReadonlyArray<Entry>>) => {
+    const index = new EntityIndex(memoryStore(), log, 1)
+    for (const entries of added) index.add(entries)
+    return index
+  }
+
+  it("waits while many entities have few events each", () => {
+    assert.strictEqual(after(events(999, 1)).isPatient, false)
+    assert.strictEqual(after(events(1000, 1)).isPatient, true)
+    const rounds = [1, 2, 3, 4, 5, 6, 7, 8].map((sequence) => events(1000, sequence))
+    assert.strictEqual(after(...rounds.slice(0, 7)).isPatient, true)
+    assert.strictEqual(after(...rounds).isPatient, false)
+  })
+
+  it("does not wait with very many events, or with something deleted", () => {
+    assert.strictEqual(after(events(49_999, 1)).isPatient, true)
+    assert.strictEqual(after(events(50_000, 1)).isPatient, false)
+    assert.strictEqual(after(events(1000, 1), events(1, 2, deletedType)).isPatient, false)
+  })
+})
