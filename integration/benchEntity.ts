@@ -169,7 +169,7 @@ const program = Effect.gen(function* () {
     { concurrency: 5000, discard: true }
   )
   // What is not in the index yet is not the entities'.
-  yield* Effect.sleep("3 seconds")
+  yield* Effect.sleep("6 seconds")
   const active = heap()
   for (let i = 0; i < many; i++) yield* accounts.passivate(`many-${i}`)
   const passive = heap()
