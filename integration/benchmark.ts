@@ -79,6 +79,13 @@ export const effectful = <E, R>(count: number, millis: number, step: (loop: numb
     )
   })
 
+/** Three nodes on two cores answer a thousand INSERTs at once too late at times: who wants them stored sends them again. */
+class AgainPolicy extends driver.policies.retry.RetryPolicy {
+  override onWriteTimeout(...[, consistency]: Parameters<driver.policies.retry.RetryPolicy["onWriteTimeout"]>) {
+    return this.retryResult(consistency)
+  }
+}
+
 /** The driver without anything around it, connected as the session is. */
 export const bareClient = (
   { addresses = {}, contactPoints, localDataCenter = "datacenter1" }: Connection,
@@ -92,6 +99,7 @@ export const bareClient = (
         keyspace,
         protocolOptions: { port: Number(contactPoints![0]!.split(":")[1] ?? 9042) },
         policies: {
+          retry: new AgainPolicy(),
           // The driver's types do not know that this is a class.
           addressResolution: Object.assign(
             new (
@@ -127,7 +135,8 @@ export const plainInsert = Effect.fnUntraced(function* (connection: Connection) 
       bare(count, millis, (loop) => {
         const event = JSON.stringify({ _tag: "Deposited", cents: 100, balance: sequence, note })
         return client.execute(insert, [`account-${loop}`, driver.types.Long.fromNumber(sequence++), event], {
-          prepare: true
+          prepare: true,
+          isIdempotent: true
         })
       })
     )
