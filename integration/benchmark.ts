@@ -81,7 +81,7 @@ export const effectful = <E, R>(count: number, millis: number, step: (loop: numb
 
 /** Three nodes on two cores answer a thousand INSERTs at once too late at times: who wants them stored sends them again. */
 class AgainPolicy extends driver.policies.retry.RetryPolicy {
-  override onWriteTimeout(...[, consistency]: Parameters<driver.policies.retry.RetryPolicy["onWriteTimeout"]>) {
+  override onWriteTimeout(_: unknown, consistency: driver.types.consistencies) {
     return this.retryResult(consistency)
   }
 }

@@ -45,8 +45,8 @@ export interface Options {
   /** How long an append waits for an answer before it fails with `OutcomeUnknown`. Default: 10 seconds. */
   readonly appendTimeout?: Duration.Input | undefined
   /**
-   * How often the index of entities is brought up to date; up to five times as seldom where more than a thousand have few
-   * events each, for then it costs more than the log. Default: 1 second.
+   * How often the index of entities is brought up to date; up to five times as seldom where a thousand of a shard or
+   * more have few events each, for then it costs more than the log. Default: 1 second.
    */
   readonly indexInterval?: Duration.Input | undefined
   /**

@@ -1,6 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
+import { Effect } from "effect"
 import { deletedType, type Entry } from "../src/internal/block.ts"
 import { EntityIndex } from "../src/internal/entityIndex.ts"
+import { makeJournal } from "../src/internal/journal.ts"
 import { memoryStore } from "../src/internal/memoryStore.ts"
 
 const log = { entityType: "Account", shard: 0 }
@@ -36,4 +38,25 @@ describe("the index of entities", () => {
     assert.strictEqual(after(events(50_000, 1)).isPatient, false)
     assert.strictEqual(after(events(1000, 1), events(1, 2, deletedType)).isPatient, false)
   })
+
+  it.live("is written at last, however few events they have", () =>
+    Effect.gen(function* () {
+      const store = memoryStore()
+      const journal = yield* makeJournal(store, { shards: 1, indexInterval: "10 millis" })
+      yield* Effect.forEach(
+        Array.from({ length: 1000 }, (_, i) => `account-${i}`),
+        (entityId) =>
+          journal.append({
+            entityType: log.entityType,
+            entityId,
+            expected: "any",
+            events: [{ type: "Deposited", payload: {} }]
+          }),
+        { concurrency: "unbounded", discard: true }
+      )
+      yield* store
+        .readWatermark(log, 1)
+        .pipe(Effect.repeat({ until: (offset) => offset === 1000 }), Effect.timeout("5 seconds"))
+    })
+  )
 })

@@ -33,8 +33,8 @@ export const rowStart = (sequence: number): number => rowOf(sequence) * rowEvent
 const requestRows = 10
 const requestSize = 4096
 /**
- * So many entities that wait are worth waiting for until each has some events, or the index is behind by as many. With a row
- * for each event or two, the index would cost the server as much as plain INSERTs do.
+ * Where so many entities wait, the index waits until each has some events: with a row for each event or two, it would cost the
+ * server as much as plain INSERTs do. Not with so many events in all, long before appends have to wait for the index.
  */
 const manyEntities = 1000
 const eventsEach = 8
