@@ -209,6 +209,8 @@ describe("the mailbox", () => {
       const accepted = yield* Effect.forEach([1, 2, 3, 4], () => start(counter.Add({ amount: 1 })))
       const reason = yield* reasonOf(counter.Add({ amount: 1 }))
       assert.deepInclude(reason, { _tag: "MailboxFull", entityType: "Counter", entityId: "a", command: "Add", size: 3 })
+      const other = yield* reasonOf(counter.AddAll({ amounts: [1] }))
+      assert.deepInclude(other, { _tag: "MailboxFull", entityId: "a", command: "AddAll", size: 3 })
       assert.strictEqual(yield* counter.Peek(), 1)
       yield* gate.open
       assert.deepStrictEqual(yield* Effect.forEach(accepted, Fiber.join), [2, 3, 4, 5])

@@ -144,11 +144,7 @@ export class Entities<State> {
       }
       const instance = this.#instanceOf(entityId)
       const size = command.readOnly === undefined ? (instance.waiting?.length ?? 0) : instance.reads
-      if (size >= this.#env.settings.mailboxSize) {
-        this.#env.metrics.failed("MailboxFull")
-        const message = `${command.tag} for ${this.#entityType} "${entityId}": ${size} commands wait already (mailboxSize): try later`
-        return resume(fail(new MailboxFull({ ...this.#names(entityId, command), size, message })))
-      }
+      if (size >= this.#env.settings.mailboxSize) return resume(this.#refuse(instance, command, size))
       const { context } = fiber
       const ask = new Ask(instance, command, payload, context, this.#now(), resume)
       ask.span = span
@@ -166,6 +162,19 @@ export class Entities<State> {
       }
       if (!ask.answered) return Effect.suspend(() => this.#withdraw(ask))
     })
+  }
+
+  /** Under load most answers may be refusals, so one serves many: an error with its stack takes longer than a command. */
+  #refuse(instance: Instance<State>, command: Command<State>, size: number): Answer {
+    this.#env.metrics.failed("MailboxFull")
+    let { refusal } = instance
+    if (refusal === undefined || refusal.command !== command || refusal.size !== size) {
+      const message = `${command.tag} for ${this.#entityType} "${instance.entityId}": ${size} commands wait already (mailboxSize): try later`
+      const answer = fail(new MailboxFull({ ...this.#names(instance.entityId, command), size, message }))
+      refusal = { command, size, answer }
+      instance.refusal = refusal
+    }
+    return refusal.answer
   }
 
   /** A span around a command, where there is a tracer to see it. */
@@ -217,8 +226,11 @@ export class Entities<State> {
     const place = waiting?.indexOf(ask) ?? -1
     if (place < 0) return
     this.#env.metrics.waiting--
-    if (waiting!.length === 1) ask.instance.waiting = undefined
-    else waiting!.splice(place, 1)
+    if (waiting!.length > 1) waiting!.splice(place, 1)
+    else {
+      ask.instance.waiting = undefined
+      ask.instance.refusal = undefined
+    }
   }
 
   #start(ask: Ask<State>): void {
@@ -311,7 +323,7 @@ export class Entities<State> {
       ask,
       () => this.#read(ask),
       (exit) => {
-        instance.reads--
+        if (--instance.reads === 0) instance.refusal = undefined
         this.#finish(ask, exit)
         this.#stopIfIdle(instance)
       }

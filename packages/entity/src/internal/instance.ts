@@ -1,7 +1,8 @@
 import type { Loaded as Stored } from "@effect-cassandra/journal/Journal"
-import type { Fiber, Latch } from "effect"
+import type { Effect, Fiber, Latch } from "effect"
 import type { EntityError } from "../EntityError.ts"
 import type { Ask } from "./ask.ts"
+import type { Command } from "./model.ts"
 
 /** A state with its place in the journal. */
 export interface Loaded<State> {
@@ -26,6 +27,10 @@ export class Instance<State> {
   running: Ask<State> | undefined
   /** The mailbox: those whose turn comes next. */
   waiting: Array<Ask<State>> | undefined
+  /** How the last command was refused, while others wait or are read. */
+  refusal:
+    | { readonly command: Command<State>; readonly size: number; readonly answer: Effect.Effect<never, EntityError> }
+    | undefined
   /** Reads under way. */
   reads = 0
   lastUsed = 0

@@ -21,6 +21,8 @@ interface Requests {
   readonly admission: Admission
   readonly deadlines: Deadlines
   readonly metrics: SessionMetrics
+  /** One for all: under load most answers may be refusals, and an error with its stack takes longer than a statement. */
+  readonly refusal: Effect.Effect<never, CassandraError>
   /** Of every request that has none of its own. */
   readonly timeout: number
   readonly slow: number
@@ -60,14 +62,13 @@ class Request<A, B, How extends Carriage> extends Ticket {
   }
 
   submit(millis: number): void {
-    const { admission, deadlines, metrics, timeout } = this.#requests
+    const { admission, deadlines, metrics, refusal, timeout } = this.#requests
     if (millis === timeout) deadlines.add(this, this.begin)
     else this.#timer = setTimeout(() => this.expire(), millis)
     if (admission.submit(this)) return
     this.release()
     metrics.failed("Overloaded")
-    const message = `${admission.inFlight} requests are under way and ${admission.queued} wait: try later, or raise maxInFlight or maxQueued`
-    this.#resume(this.#onReason(new Overloaded({ message, cause: undefined }), this))
+    this.#resume(refusal)
   }
 
   override start(): void {
@@ -164,11 +165,13 @@ export const driverTransport = Effect.fnUntraced(function* (
     connections: hostStates(client).reduce((sum, host) => sum + host.connections, 0),
     driverRetries: driverRetries.count
   }))
+  const message = `${options.maxInFlight} requests are under way and ${options.maxQueued} wait: try later, or raise maxInFlight or maxQueued`
   const requests: Requests = {
     client,
     admission,
     deadlines: new Deadlines(timeout),
     metrics,
+    refusal: fail(new Overloaded({ message, cause: undefined })),
     timeout,
     slow: millisOf(options.slowStatement),
     slowLogged: new Map()
