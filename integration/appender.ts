@@ -6,6 +6,7 @@ import type { Connection } from "@effect-cassandra/testing/CassandraServer"
 import { Effect, Layer, Redacted } from "effect"
 import { effectful, note, percentile } from "./benchmark.ts"
 
+/** Of the entities that all processes append to; each also has some that no other one knows. */
 export const entityType = "Shared"
 
 /** What an appender is started with. */
@@ -23,6 +24,8 @@ export interface Work {
   readonly millis: number
   /** Without regard to what others append, or with a position, which is loaded again after a conflict. */
   readonly expected: "any" | "position"
+  /** To entities that no other process appends to. */
+  readonly apart?: boolean | undefined
   /** Tells of each append that was acknowledged. */
   readonly tell: boolean
 }
@@ -49,6 +52,7 @@ const entityOf = (loop: number, { entities, expected }: Work) => `${expected}-${
 
 const work = Effect.fnUntraced(function* (name: string, work: Work) {
   const journal = yield* Journal
+  const type = work.apart === true ? name : entityType
   const positions = new Map<string, Position>()
   const failures: Record<string, number> = {}
   let conflicts = 0
@@ -66,7 +70,7 @@ const work = Effect.fnUntraced(function* (name: string, work: Work) {
   /** Appends once; again after a conflict. */
   const step = (loop: number): Effect.Effect<void> => {
     const entityId = entityOf(loop, work)
-    const key = { entityType, entityId }
+    const key = { entityType: type, entityId }
     const id = `${name}-${count++}`
     const append = (expected: Position | "any"): Effect.Effect<void> =>
       Effect.matchEffect(
@@ -104,7 +108,7 @@ const work = Effect.fnUntraced(function* (name: string, work: Work) {
   }
 
   // Everything up to now has been seen by then, as in a process that has been running.
-  for (let shard = 0; shard < journal.shards; shard++) yield* Effect.ignore(journal.head(entityType, shard))
+  for (let shard = 0; shard < journal.shards; shard++) yield* Effect.ignore(journal.head(type, shard))
   const begin = performance.now()
   const cpu = process.cpuUsage()
   const { millis } = yield* effectful(work.loops, work.millis, step)

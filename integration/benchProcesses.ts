@@ -1,4 +1,5 @@
-// `npm run bench:processes`: one, two and five processes that append to the same entities, on one server and in one run.
+// `npm run bench:processes`: one, two and five processes that append to the same entities, on one server and in one run;
+// and as many that append to entities of their own, which shows what the machine allows.
 // `-- --seconds 10 --rounds 5` measures longer, `-- --loops 1000 --entities 100` another load.
 import { parseArgs } from "node:util"
 import { CassandraServer } from "@effect-cassandra/testing/CassandraServer"
@@ -20,6 +21,7 @@ const loops = Number(values.loops)
 const entities = Number(values.entities)
 const rounds = Number(values.rounds)
 const counts = values.processes.split(",").map(Number)
+const cases = counts.flatMap((count) => (count === 1 ? [false] : [false, true]).map((apart) => ({ count, apart })))
 
 const program = Effect.gen(function* () {
   const { connection } = yield* CassandraServer
@@ -30,10 +32,14 @@ const program = Effect.gen(function* () {
     const journal = { shards: Number(values.shards) }
     appenders.push(yield* startAppender({ name: `process-${i}`, connection: rest, keyspace, journal }, () => {}))
   }
-  const run = Effect.fnUntraced(function* (count: number, expected: "any" | "position", millis: number) {
+  const run = Effect.fnUntraced(function* (
+    { apart, count }: (typeof cases)[number],
+    expected: "any" | "position",
+    millis: number
+  ) {
     const answers = yield* Effect.forEach(
       appenders.slice(0, count),
-      (appender) => appender.work({ loops, entities, millis, expected, tell: false }),
+      (appender) => appender.work({ loops, entities, millis, expected, apart, tell: false }),
       { concurrency: "unbounded" }
     )
     const sum = (of: (answer: (typeof answers)[number]) => number) => answers.reduce((all, one) => all + of(one), 0)
@@ -47,22 +53,26 @@ const program = Effect.gen(function* () {
       cpu: sum(({ cpu }) => cpu)
     }
   })
-  yield* run(1, "any", Number(values.warm) * 1000)
-  yield* run(counts.at(-1)!, "position", Number(values.warm) * 250)
+  // All of them, for code that is not compiled yet takes several times as long.
+  for (const expected of ["any", "position"] as const) {
+    yield* run(cases.at(-1)!, expected, Number(values.warm) * 1000)
+    yield* run({ count: counts.at(-1)!, apart: false }, expected, Number(values.warm) * 1000)
+  }
   const table: Array<Record<string, string>> = []
   for (const expected of values.expected.split(",") as Array<"any" | "position">) {
-    const results = counts.map(() => [] as Array<Effect.Success<ReturnType<typeof run>>>)
+    const results = cases.map(() => [] as Array<Effect.Success<ReturnType<typeof run>>>)
     for (let round = 0; round < rounds; round++) {
-      for (const [i, count] of counts.entries()) {
-        results[i]!.push(yield* run(count, expected, Number(values.seconds) * 1000))
+      for (const [i, one] of cases.entries()) {
+        results[i]!.push(yield* run(one, expected, Number(values.seconds) * 1000))
       }
     }
     const base = median(results[0]!.map(({ perSecond }) => perSecond))
-    for (const [i, count] of counts.entries()) {
+    for (const [i, { apart, count }] of cases.entries()) {
       const of = (name: keyof (typeof results)[number][number]) => median(results[i]!.map((result) => result[name]))
       table.push({
         expected,
         processes: String(count),
+        entities: apart ? "own" : "the same",
         "appends/s": Math.round(of("perSecond")).toLocaleString("en"),
         ratio: (of("perSecond") / base).toFixed(2),
         "slowest process": Math.round(of("least")).toLocaleString("en"),

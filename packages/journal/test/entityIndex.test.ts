@@ -1,9 +1,11 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Effect } from "effect"
+import { Clock, Effect } from "effect"
 import { deletedType, type Entry } from "../src/internal/block.ts"
 import { EntityIndex } from "../src/internal/entityIndex.ts"
 import { makeJournal } from "../src/internal/journal.ts"
 import { memoryStore } from "../src/internal/memoryStore.ts"
+import { ShardLog } from "../src/internal/shardLog.ts"
+import type { Store } from "../src/internal/store.ts"
 
 const log = { entityType: "Account", shard: 0 }
 
@@ -58,5 +60,62 @@ describe("the index of entities", () => {
         .readWatermark(log, 1)
         .pipe(Effect.repeat({ until: (offset) => offset === 1000 }), Effect.timeout("5 seconds"))
     })
+  )
+
+  it.live("is written by one of the processes that follow a log, and by another when that one does it no more", () =>
+    Effect.gen(function* () {
+      const store = memoryStore()
+      const limits = {
+        maxBlockEvents: 10,
+        maxBlockSize: 1000,
+        appendTimeoutMillis: 10_000,
+        rememberedEntities: 10,
+        recordMillis: 20_000
+      }
+      const record = {
+        shards: 1,
+        serialConsistency: "SERIAL",
+        dataCenter: null,
+        bucketSize: 1000,
+        partSize: 1000,
+        epoch: 1,
+        indexGeneration: 1
+      }
+      const rows = { writer: 0, follower: 0 }
+      const start = Effect.fnUntraced(function* (name: keyof typeof rows) {
+        const counting: Store = {
+          ...store,
+          writeIndexRows: (generation, written) => {
+            rows[name] += written.length
+            return store.writeIndexRows(generation, written)
+          }
+        }
+        const shard = new ShardLog(counting, log, record, limits, yield* Clock.Clock, Buffer.from(name.slice(0, 6)))
+        yield* shard.start
+        yield* Effect.forkScoped(shard.run)
+        return shard
+      })
+      const writer = yield* start("writer")
+      const follower = yield* start("follower")
+      let sequence = 0
+      const append = Effect.gen(function* () {
+        const events = [{ type: "Deposited", text: '"t":"Deposited","p":{}' }]
+        const request = { entityId: "account", floating: false, events, size: 10, answer: undefined }
+        yield* writer.append({ ...request, expected: sequence++, validThrough: writer.head })
+        yield* follower.sync
+      })
+      for (let round = 1; round <= 10; round++) {
+        yield* append
+        yield* follower.indexWhenDue
+        yield* writer.indexWhenDue
+      }
+      assert.deepStrictEqual(rows, { writer: 10, follower: 0 })
+      assert.strictEqual(yield* store.readWatermark(log, 1), 10)
+      for (let round = 1; round <= 3; round++) {
+        yield* append
+        yield* follower.indexWhenDue
+      }
+      assert.strictEqual(yield* store.readWatermark(log, 1), 13)
+    }).pipe(Effect.scoped)
   )
 })

@@ -189,7 +189,11 @@ export class EntityIndex {
   /** Whether it can wait some more until it is written. */
   get isPatient(): boolean {
     const { size } = this.#waiting
-    return size >= manyEntities && this.count < Math.min(size * eventsEach, manyEvents) && this.#deletions.size === 0
+    return size >= manyEntities && this.count < Math.min(size * eventsEach, manyEvents) && !this.hasDeletions
+  }
+
+  get hasDeletions(): boolean {
+    return this.#deletions.size > 0
   }
 
   /** The events of an entity that are not surely in the index yet. */
@@ -217,6 +221,7 @@ export class EntityIndex {
       if (count < 0) this.#waiting.delete(entityId)
       else this.#waiting.set(entityId, entries.slice(count))
     }
+    if (dropped.size === 0) return
     this.#written = dropped
     this.#dropped = true
   }

@@ -528,6 +528,7 @@ export class ShardLog {
         const { blockId, place, written } = block
         let validThrough = this.head
         this.#apply({ from: this.head, to: offset, blockId, stamp, place, written, entries })
+        this.#hasAppended = true
         this.#onAppended(offset)
         for (const one of taken) {
           const { answer, events } = one.request
@@ -792,28 +793,54 @@ export class ShardLog {
   /** Whether there are events of others that the index may hold already. */
   #foreign = false
   #indexedLate = 0
+  /** The head when the index was last due, and the time before. */
+  #due = { last: 0, before: 0 }
+  /** Whether this process has appended since then. */
+  #hasAppended = false
+  /** Up to where this process has written the index. */
+  #indexedThrough: number | undefined
 
-  /** As `index`, or not at all: a few times in a row where the rows would hold few events. */
+  /**
+   * As `index`, or not at all: a few times in a row where the rows would hold few events, and as long as another process
+   * writes the index in time, which one that only follows leaves to those that append.
+   */
   readonly indexWhenDue: Effect.Effect<void, CassandraError> = Effect.suspend(() => {
     if (this.#index.isPatient && this.#indexedLate++ < maxIndexedLate) return Effect.void
     this.#indexedLate = 0
-    return this.index
+    const inTime = this.#hasAppended ? this.#due.last : this.#due.before
+    this.#due = { last: this.head, before: this.#due.last }
+    this.#hasAppended = false
+    return this.#writeIndex((through) => through >= inTime && through !== this.#indexedThrough)
   })
 
   /** Writes the events since the last time into the index, then the watermark; after what is being written now. */
-  readonly index: Effect.Effect<void, CassandraError> = Effect.suspend(() => {
-    this.#trim()
-    const index = this.#index
-    if (!this.#foreign) return index.flush(this.head)
-    this.#foreign = false
-    // What another process has written by now, its own events and these, is not written again.
-    return Effect.flatMap(this.#store.readWatermark(this.log, this.generation), (through) => {
-      // What came since then waits for the index of another generation.
-      if (index !== this.#index) return Effect.void
-      index.drop(through)
-      return index.flush(this.head)
-    })
-  }).pipe(this.#flushing.withPermits(1), Effect.ensuring(Effect.sync(() => this.#indexed.openUnsafe())))
+  readonly index: Effect.Effect<void, CassandraError> = Effect.suspend(() => this.#writeIndex(() => false))
+
+  #writeIndex(isLeftToOthers: (through: number) => boolean): Effect.Effect<void, CassandraError> {
+    return Effect.suspend(() => {
+      this.#trim()
+      const index = this.#index
+      if (!this.#foreign) return this.#flush(index)
+      // What another process has written by now, its own events and these, is not written again.
+      return Effect.flatMap(this.#store.readWatermark(this.log, this.generation), (through) => {
+        // What came since then waits for the index of another generation.
+        if (index !== this.#index) return Effect.void
+        index.drop(through)
+        if (isLeftToOthers(through) && !index.hasDeletions) return Effect.void
+        this.#foreign = false
+        return this.#flush(index)
+      })
+    }).pipe(this.#flushing.withPermits(1), Effect.ensuring(Effect.sync(() => this.#indexed.openUnsafe())))
+  }
+
+  #flush(index: EntityIndex): Effect.Effect<void, CassandraError> {
+    const { head } = this
+    return Effect.tap(index.flush(head), () =>
+      Effect.sync(() => {
+        this.#indexedThrough = head
+      })
+    )
+  }
 }
 
 /** The error of a failed request; a defect or an interruption goes on as such. */

@@ -442,8 +442,9 @@ export const simulate = (seed: number, planted?: Planted): Report => {
   raging = false
   cluster.faults = { unanswered: 0, refused: 0 }
   rest("requests after the last fault")
-  // By then nothing of a dead process waits in a coordinator.
-  world.runUntil(() => false, cluster.fates.late > 0 ? 6000 : 1000)
+  // By then nothing of a dead process waits in a coordinator, and where the log will be lost, the index shows it: one who
+  // follows writes what a dead process has left after three intervals.
+  world.runUntil(() => false, cluster.fates.late > 0 ? 6000 : loses ? 4000 : 1000)
 
   if (loses) {
     lost = truth().length > 0
