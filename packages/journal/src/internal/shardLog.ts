@@ -72,13 +72,13 @@ class Pending {
 }
 
 /**
- * Blocks kept in memory for the readers of this process, by events: of those of the last second more, as read sides linger.
- * And at most so many characters of JSON.
+ * Blocks kept in memory for the readers of this process, by events: of those of the last seconds more, as read sides linger
+ * and then have much to write. And at most so many characters of JSON.
  */
 const tailEvents = 2000
-const freshEvents = 20_000
-const freshMicros = 1_000_000
-const tailSize = 8 * 1024 * 1024
+const freshEvents = 50_000
+const freshMicros = 2_000_000
+const tailSize = 16 * 1024 * 1024
 const unindexedEvents = 100_000
 const maxIndexedLate = 4
 const maxSkewMicros = 60_000_000

@@ -78,6 +78,9 @@ export const makeProgress = (place: Place, reader: LogReader): Progress => ({
 
 /** As many events at once are enough for a batch: nobody waits for more. */
 const fullBatch = 4000
+/** Where more are there already, so many are taken together: the larger the batch, the more writes of a row become one. */
+const largestBatch = 20_000
+const moreMillis = 50
 /** A batch's span names the traces of as many commands. */
 const maxLinks = 32
 
@@ -267,18 +270,25 @@ export const run = <R>(
   /** The next events: what there is, or for a kind that takes groups as many as come in its time. */
   const next = Effect.fnUntraced(function* (sink: Sink) {
     const first = yield* Effect.mapError(reader.next(progress.offset, progress), journalFailure)
-    if (sink.group === undefined) return first
-    const { size, withinMillis } = sink.group
-    const until = (yield* Clock.currentTimeMillis) + withinMillis
+    const { coalesces, group } = sink
+    if (group === undefined && (coalesces !== true || first.length < fullBatch)) return first
     const events = [...first]
-    while (events.length < size) {
-      const left = until - (yield* Clock.currentTimeMillis)
-      if (left <= 0) break
+    const add = Effect.fnUntraced(function* (millis: number) {
       const more = yield* reader
         .next(events.at(-1)!.offset, progress)
-        .pipe(Effect.mapError(journalFailure), Effect.timeoutOption(left))
-      if (Option.isNone(more)) break
+        .pipe(Effect.mapError(journalFailure), Effect.timeoutOption(millis))
+      if (Option.isNone(more)) return 0
       for (const event of more.value) events.push(event)
+      return more.value.length
+    })
+    if (group === undefined) {
+      while (events.length < largestBatch && (yield* add(moreMillis)) >= fullBatch);
+      return events
+    }
+    const until = (yield* Clock.currentTimeMillis) + group.withinMillis
+    while (events.length < group.size) {
+      const left = until - (yield* Clock.currentTimeMillis)
+      if (left <= 0 || (yield* add(left)) === 0) break
     }
     return events
   })

@@ -11,7 +11,7 @@ import { HandlerFailure, ReadSideError, StatementRefused } from "../ReadSideErro
 import { type Decode, makeDecode } from "./events.ts"
 import { storeFailure } from "./failures.ts"
 import type { Open, Outcome } from "./sink.ts"
-import { Refused, refusalOf, type Write, Writer } from "./writer.ts"
+import { atOnce, Refused, refusalOf, type Write, Writer } from "./writer.ts"
 
 /** Stamps of neighbouring events are ten apart. */
 const maxStatements = 10
@@ -125,12 +125,13 @@ export const statements = (name: string, definition: Definition) => {
     writers.set(session, writer)
     const addWrites = addWritesOf(name, definition, (statement) => writer.refusal(statement), generation)
 
-    const handle = (events: ReadonlyArray<EventEnvelope>): Effect.Effect<Outcome> => {
+    const handle = Effect.fnUntraced(function* (events: ReadonlyArray<EventEnvelope>): Effect.fn.Return<Outcome> {
       const all: Array<Write> = []
       const before = events[0]!.offset - 1
       let done = before
       let failure: Outcome["failure"]
-      for (const event of events) {
+      for (const [i, event] of events.entries()) {
+        if (i % atOnce === atOnce - 1) yield* Effect.yieldNow
         const error = addWrites(event, all)
         if (error !== undefined) {
           failure = { error, event }
@@ -138,8 +139,8 @@ export const statements = (name: string, definition: Definition) => {
         }
         done = event.offset
       }
-      if (all.length === 0) return Effect.succeed({ done, written: 0, failure })
-      return writer.write(all, concurrency).pipe(
+      if (all.length === 0) return { done, written: 0, failure }
+      return yield* writer.write(all, concurrency).pipe(
         Effect.map((written): Outcome => ({ done, written, failure })),
         Effect.catch((cause) => {
           const single = events.length === 1 ? events[0] : undefined
@@ -163,7 +164,7 @@ export const statements = (name: string, definition: Definition) => {
             : Effect.succeed({ done: before, written: 0, failure: { error: storeFailure(cause), event: single } })
         })
       )
-    }
+    })
 
     /** Finds the event that the others must not wait for. */
     const oneByOne = Effect.fnUntraced(function* (events: ReadonlyArray<EventEnvelope>) {

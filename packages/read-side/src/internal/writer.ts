@@ -55,6 +55,8 @@ const batchSize = 100
 /** Partitions that share a batch, and its size: the server warns of more than 10, and of more than 5 KiB. */
 const mixedPartitions = 10
 const mixedBytes = 4096
+/** Events, or writes, that are looked at before others have their turn: some milliseconds. */
+export const atOnce = 1000
 /** Rows whose shard is remembered. What many shards write are few rows, written often. */
 const rememberedRows = 20_000
 
@@ -192,7 +194,8 @@ export class Writer {
     const last: Array<readonly [Write, Plan]> = []
     const places = new Map<Plan, Map<string, number>>()
     let unique = 0
-    for (const write of writes) {
+    for (const [i, write] of writes.entries()) {
+      if (i % atOnce === atOnce - 1) yield* Effect.yieldNow
       const { params, text } = write.statement
       const plan = this.#plans.get(text) ?? (yield* this.#plan(text))
       if (plan.refusal !== undefined) return yield* Effect.fail(new Refused(write, plan.refusal))
@@ -219,7 +222,8 @@ export class Writer {
     }
     const batches: Array<Array<Statement<unknown>>> = []
     const partitions = new Map<string, Array<Statement<unknown>>>()
-    for (const [{ stamp, statement }, { analysis, partition }] of last) {
+    for (const [i, [{ stamp, statement }, { analysis, partition }]] of last.entries()) {
+      if (i % atOnce === atOnce - 1) yield* Effect.yieldNow
       const params = statement.params.toSpliced(analysis.timestampIndex, 0, stamp)
       const stamped = make(analysis.timestamped, params, { ...statement.options, idempotent: true })
       const { consistency, profile, timeout } = statement.options
