@@ -66,15 +66,11 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
   const plainRead: Options = { consistency: quorum }
   const repeatable = (timestamp: number): Options => ({ consistency: quorum, idempotent: true, timestamp })
 
-  const removeSnapshots: Store["removeSnapshots"] = (entityType, entityId, sequence) =>
-    Effect.asVoid(
-      session.execute(
-        make(
-          "DELETE FROM snapshots WHERE entity_type = ? AND entity_id = ? AND sequence <= ?",
-          [entityType, entityId, BigInt(sequence)],
-          { consistency: quorum, idempotent: true }
-        )
-      )
+  const removalOfSnapshots = (entityType: string, entityId: string, sequence: number) =>
+    make(
+      "DELETE FROM snapshots WHERE entity_type = ? AND entity_id = ? AND sequence <= ?",
+      [entityType, entityId, BigInt(sequence)],
+      { consistency: quorum, idempotent: true }
     )
 
   return {
@@ -337,29 +333,31 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
               }
       ),
 
-    writeSnapshot: Effect.fnUntraced(function* (entityType, entityId, snapshot, removeThrough) {
-      yield* session.execute(
-        make(
-          `INSERT INTO snapshots (entity_type, entity_id, sequence, offset, epoch, version, state, encoding, saved_at)
-           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-          [
-            entityType,
-            entityId,
-            BigInt(snapshot.sequence),
-            BigInt(snapshot.offset),
-            snapshot.epoch,
-            snapshot.version,
-            snapshot.state,
-            snapshot.encoding,
-            new Date()
-          ],
-          { consistency: quorum, idempotent: true }
-        )
+    writeSnapshot: (entityType, entityId, snapshot, removeThrough) => {
+      const insert = make(
+        `INSERT INTO snapshots (entity_type, entity_id, sequence, offset, epoch, version, state, encoding, saved_at)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+        [
+          entityType,
+          entityId,
+          BigInt(snapshot.sequence),
+          BigInt(snapshot.offset),
+          snapshot.epoch,
+          snapshot.version,
+          snapshot.state,
+          snapshot.encoding,
+          new Date()
+        ],
+        { consistency: quorum, idempotent: true }
       )
-      if (removeThrough > 0) yield* removeSnapshots(entityType, entityId, removeThrough)
-    }),
+      // Both are in one partition, so that it is one write for the server.
+      return removeThrough > 0
+        ? session.batch([insert, removalOfSnapshots(entityType, entityId, removeThrough)], { type: "unlogged" })
+        : Effect.asVoid(session.execute(insert))
+    },
 
-    removeSnapshots,
+    removeSnapshots: (entityType, entityId, sequence) =>
+      Effect.asVoid(session.execute(removalOfSnapshots(entityType, entityId, sequence))),
 
     readDeletions: (log) =>
       Effect.map(
