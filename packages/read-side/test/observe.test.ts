@@ -1,5 +1,7 @@
 import { assert, layer } from "@effect/vitest"
 import { Journal } from "@effect-cassandra/journal/Journal"
+import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
+import { cql } from "@effect-cassandra/session/Statement"
 import { Effect, Layer, Metric, Tracer } from "effect"
 import * as Processor from "../src/Processor.ts"
 import { ReadSide } from "../src/ReadSide.ts"
@@ -92,6 +94,33 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("observability"
         )
       ).pipe(Effect.provide(ReadSide.layer([metered], { maxBackOff: "20 millis" })))
       assert.deepStrictEqual(yield* metrics, {})
+    })
+  )
+
+  it.effect("who is behind takes more at once than a page of the log has, and writes each row once", () =>
+    Effect.gen(function* () {
+      const [id] = yield* oneOfEachShard
+      const session = yield* CassandraSession
+      const behind = Processor.make("behind", {
+        entityType: "Behind",
+        events: [Added],
+        tables: ["CREATE TABLE IF NOT EXISTS behind (id text PRIMARY KEY, amount int)"],
+        handlers: {
+          Added: ({ amount }, { entityId }) => cql`INSERT INTO behind (id, amount) VALUES (${entityId}, ${amount})`
+        }
+      })
+      for (let i = 0; i < 12; i++) {
+        yield* append("Behind", id!, ...Array.from({ length: 1000 }, (_, j) => added(1000 * i + j)))
+      }
+      yield* Effect.gen(function* () {
+        const rows = session.execute<{ amount: number }>(cql`SELECT amount FROM behind WHERE id = ${id!}`)
+        yield* eventually(Effect.map(rows, ([row]) => assert.strictEqual(row?.amount, 11_999)))
+        const metrics = (yield* Metric.snapshot).filter(({ attributes }) => attributes?.processor === "behind")
+        const largest = metrics.flatMap(({ id, state }) =>
+          id === "read_side.batch_size.max" && "value" in state ? [Number(state.value)] : []
+        )
+        assert.isAbove(Math.max(...largest), 6000)
+      }).pipe(Effect.provide(ReadSide.layer([behind])))
     })
   )
 })

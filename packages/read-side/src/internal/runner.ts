@@ -80,7 +80,7 @@ export const makeProgress = (place: Place, reader: LogReader): Progress => ({
 const fullBatch = 4000
 /** Where more are there already, so many are taken together: the larger the batch, the more writes of a row become one. */
 const largestBatch = 20_000
-const moreMillis = 50
+const moreMillis = 200
 /** A batch's span names the traces of as many commands. */
 const maxLinks = 32
 
