@@ -810,7 +810,9 @@ export class ShardLog {
     const inTime = this.#hasAppended ? this.#due.last : this.#due.before
     this.#due = { last: this.head, before: this.#due.last }
     this.#hasAppended = false
-    return this.#writeIndex((through) => through >= inTime && through !== this.#indexedThrough)
+    return this.#writeIndex(
+      (through) => through >= inTime && through !== this.#indexedThrough && this.#index.count <= unindexedEvents
+    )
   })
 
   /** Writes the events since the last time into the index, then the watermark; after what is being written now. */

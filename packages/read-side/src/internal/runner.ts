@@ -274,9 +274,10 @@ export const run = <R>(
     if (group === undefined && (coalesces !== true || first.length < fullBatch)) return first
     const events = [...first]
     const add = Effect.fnUntraced(function* (millis: number) {
+      // What cannot be read is an error when these have been handled.
       const more = yield* reader
         .next(events.at(-1)!.offset, progress)
-        .pipe(Effect.mapError(journalFailure), Effect.timeoutOption(millis))
+        .pipe(Effect.timeoutOption(millis), Effect.orElseSucceed(Option.none))
       if (Option.isNone(more)) return 0
       for (const event of more.value) events.push(event)
       return more.value.length
