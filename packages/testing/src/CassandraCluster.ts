@@ -238,7 +238,11 @@ const make = Effect.fnUntraced(function* (options: Options) {
         // What only the old node and one of the others had is now on one node alone, and need not be the one copied from.
         yield* misses(survivors[0]!)
         yield* survivors[0]!.repair("--force")
-        yield* startAnew
+        // Seen to end while it starts, where other things break meanwhile: there is nothing yet that could be lost.
+        yield* startAnew.pipe(
+          Effect.tapError((error) => Effect.logWarning(`${address} could not be replaced: ${error.message}`)),
+          Effect.retry({ times: 2 })
+        )
         yield* repair()
       })
     }

@@ -135,6 +135,12 @@ export const access = [
   ...opened.flatMap((name) => ["--add-opens", `${name}=ALL-UNNAMED`])
 ]
 
+/** What a log says of the end of its process: the last error, for what follows it may only be the tidying up. */
+const reasonIn = (log: string): string => {
+  const error = log.lastIndexOf("\nERROR")
+  return error < 0 ? log.slice(-1500) : log.slice(error + 1, error + 1501)
+}
+
 /** A server process that can be broken and mended. */
 interface Node {
   /** Starts it on its data and its port unless it runs, and waits until it answers. */
@@ -206,7 +212,7 @@ export const makeNode = Effect.fnUntraced(function* (
       child.on("exit", (code) => {
         running = undefined
         resolve()
-        const message = `Cassandra ended with code ${code} while it was needed: ${existsSync(log) ? readFileSync(log, "utf8").slice(-1500) : ""}`
+        const message = `Cassandra ended with code ${code} while it was needed: ${existsSync(log) ? reasonIn(readFileSync(log, "utf8")) : ""}`
         onGone(new CassandraServerError({ message }))
       })
       child.on("error", () => resolve())
