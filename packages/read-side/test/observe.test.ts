@@ -1,8 +1,9 @@
 import { assert, layer } from "@effect/vitest"
 import { Journal } from "@effect-cassandra/journal/Journal"
+import { DataCorrupt, JournalError } from "@effect-cassandra/journal/JournalError"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { cql } from "@effect-cassandra/session/Statement"
-import { Effect, Layer, Metric, Tracer } from "effect"
+import { Effect, Layer, Metric, Stream, Tracer } from "effect"
 import * as Processor from "../src/Processor.ts"
 import { ReadSide } from "../src/ReadSide.ts"
 import { Added, added, append, eventually, Live, oneOfEachShard } from "./fixture.ts"
@@ -121,6 +122,45 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("observability"
         )
         assert.isAbove(Math.max(...largest), 6000)
       }).pipe(Effect.provide(ReadSide.layer([behind])))
+    })
+  )
+
+  it.effect("what cannot be read holds up nothing that was read before it", () =>
+    Effect.gen(function* () {
+      const [id] = yield* oneOfEachShard
+      const session = yield* CassandraSession
+      const journal = yield* Journal
+      const readable = 5000
+      const Damaged = Layer.succeed(
+        Journal,
+        Journal.of({
+          ...journal,
+          events: (entityType, shard, after) =>
+            Stream.concat(
+              Stream.take(journal.events(entityType, shard, after), Math.max(0, readable - after)),
+              Stream.fail(
+                new JournalError({
+                  reason: new DataCorrupt({ entityType, shard, message: `the block after ${readable} is not readable` })
+                })
+              )
+            )
+        })
+      )
+      const before = Processor.make("before", {
+        entityType: "Before",
+        events: [Added],
+        tables: ["CREATE TABLE IF NOT EXISTS before (id text PRIMARY KEY, amount int)"],
+        handlers: {
+          Added: ({ amount }, { entityId }) => cql`INSERT INTO before (id, amount) VALUES (${entityId}, ${amount})`
+        }
+      })
+      for (let i = 0; i < 6; i++) {
+        yield* append("Before", id!, ...Array.from({ length: 1000 }, (_, j) => added(1000 * i + j)))
+      }
+      const rows = session.execute<{ amount: number }>(cql`SELECT amount FROM before WHERE id = ${id!}`)
+      yield* eventually(Effect.map(rows, ([row]) => assert.strictEqual(row?.amount, readable - 1))).pipe(
+        Effect.provide(ReadSide.layer([before], { maxBackOff: "50 millis" }).pipe(Layer.provide(Damaged)))
+      )
     })
   )
 })

@@ -226,11 +226,8 @@ export class Entities<State> {
     const place = waiting?.indexOf(ask) ?? -1
     if (place < 0) return
     this.#env.metrics.waiting--
-    if (waiting!.length > 1) waiting!.splice(place, 1)
-    else {
-      ask.instance.waiting = undefined
-      ask.instance.refusal = undefined
-    }
+    if (waiting!.length === 1) ask.instance.waiting = undefined
+    else waiting!.splice(place, 1)
   }
 
   #start(ask: Ask<State>): void {
@@ -323,7 +320,7 @@ export class Entities<State> {
       ask,
       () => this.#read(ask),
       (exit) => {
-        if (--instance.reads === 0) instance.refusal = undefined
+        instance.reads--
         this.#finish(ask, exit)
         this.#stopIfIdle(instance)
       }
@@ -723,6 +720,7 @@ export class Entities<State> {
     })
 
   #stopIfIdle(instance: Instance<State>): void {
+    if (instance.idle) instance.refusal = undefined
     if (instance.stopping !== undefined && instance.idle) this.#passivate(instance)
     else this.#makeRoom(this.#env.settings.maxEntities)
   }

@@ -27,7 +27,7 @@ export class Instance<State> {
   running: Ask<State> | undefined
   /** The mailbox: those whose turn comes next. */
   waiting: Array<Ask<State>> | undefined
-  /** How the last command was refused, while others wait or are read. */
+  /** How the last command was refused, until it is idle. */
   refusal:
     | { readonly command: Command<State>; readonly size: number; readonly answer: Effect.Effect<never, EntityError> }
     | undefined

@@ -811,14 +811,15 @@ export class ShardLog {
     this.#due = { last: this.head, before: this.#due.last }
     this.#hasAppended = false
     return this.#writeIndex(
-      (through) => through >= inTime && through !== this.#indexedThrough && this.#index.count <= unindexedEvents
+      (index, through) =>
+        through >= inTime && through !== this.#indexedThrough && index.count <= unindexedEvents && !index.hasDeletions
     )
   })
 
   /** Writes the events since the last time into the index, then the watermark; after what is being written now. */
   readonly index: Effect.Effect<void, CassandraError> = Effect.suspend(() => this.#writeIndex(() => false))
 
-  #writeIndex(isLeftToOthers: (through: number) => boolean): Effect.Effect<void, CassandraError> {
+  #writeIndex(isLeftToOthers: (index: EntityIndex, through: number) => boolean): Effect.Effect<void, CassandraError> {
     return Effect.suspend(() => {
       this.#trim()
       const index = this.#index
@@ -828,7 +829,7 @@ export class ShardLog {
         // What came since then waits for the index of another generation.
         if (index !== this.#index) return Effect.void
         index.drop(through)
-        if (isLeftToOthers(through) && !index.hasDeletions) return Effect.void
+        if (isLeftToOthers(index, through)) return Effect.void
         this.#foreign = false
         return this.#flush(index)
       })

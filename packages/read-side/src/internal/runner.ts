@@ -80,6 +80,7 @@ export const makeProgress = (place: Place, reader: LogReader): Progress => ({
 const fullBatch = 4000
 /** Where more are there already, so many are taken together: the larger the batch, the more writes of a row become one. */
 const largestBatch = 20_000
+/** How long the next ones may take to be read; they are there, unless the last page was full by chance. */
 const moreMillis = 200
 /** A batch's span names the traces of as many commands. */
 const maxLinks = 32
