@@ -1,7 +1,7 @@
 import { setFlagsFromString } from "node:v8"
 import { runInNewContext } from "node:vm"
 import { assert, describe, it } from "@effect/vitest"
-import { Journal } from "@effect-cassandra/journal/Journal"
+import { type Appender, Journal } from "@effect-cassandra/journal/Journal"
 import { JournalError, OutcomeUnknown } from "@effect-cassandra/journal/JournalError"
 import {
   ConfigProvider,
@@ -250,6 +250,109 @@ describe("the mailbox", () => {
         assert.strictEqual(yield* Fiber.join(next), 3)
         assert.strictEqual(watched.loads, 1)
       }).pipe(withEntities())
+  )
+})
+
+describe("a command that waits with the journal, which has no room for its events yet", () => {
+  /** A test with entities whose events wait until they are let go on. */
+  const withWaiting =
+    (options: PersistentEntity.Options = {}) =>
+    <A, E>(
+      test: (
+        waiting: Array<Appender>,
+        goOn: Effect.Effect<void>,
+        journal: Journal["Service"]
+      ) => Effect.Effect<A, E, PersistentEntity.Entities<"Counter"> | Scope.Scope>
+    ) =>
+      Effect.gen(function* () {
+        const journal = yield* Journal
+        const waiting: Array<Appender> = []
+        const append = Object.assign(((events) => journal.append(events)) as Journal["Service"]["append"], {
+          unsafe: (appender: Appender) => waiting.push(appender)
+        })
+        const goOn = Effect.sync(() => {
+          for (const appender of waiting.splice(0)) journal.append.unsafe!(appender)
+        })
+        const entities = Counter.layer(behavior, options).pipe(
+          Layer.provide(Layer.succeed(Journal, { ...journal, append })),
+          Layer.provide(limits)
+        )
+        return yield* Effect.scoped(test(waiting, goOn, journal)).pipe(Effect.provide(entities, { local: true }))
+      }).pipe(Effect.provide(Journal.layerMemory({ shards: 1 })))
+
+  it.live("stores nothing when its caller is interrupted, and the next one goes on", () =>
+    withWaiting()((waiting, goOn) =>
+      Effect.gen(function* () {
+        const counter = (yield* Counter)("a")
+        yield* counter.Add({ amount: 1 })
+        const first = yield* start(counter.Add({ amount: 10 }))
+        const second = yield* start(counter.Add({ amount: 100 }))
+        assert.strictEqual(waiting.length, 1)
+        yield* Fiber.interrupt(first)
+        assert.strictEqual(waiting.length, 2)
+        yield* goOn
+        assert.strictEqual(yield* Fiber.join(second), 101)
+        const total = yield* start(counter.Total())
+        yield* goOn
+        assert.strictEqual(yield* Fiber.join(total), 101)
+      })
+    )
+  )
+
+  it.live("stores nothing after its time is over, and says so", () =>
+    withWaiting({ askTimeout: "60 millis" })((waiting, goOn, journal) =>
+      Effect.gen(function* () {
+        const counter = (yield* Counter)("a")
+        yield* counter.Add({ amount: 1 })
+        const error = yield* Effect.flip(counter.Add({ amount: 10 }))
+        assert.isFalse(error instanceof EntityError && error.maybeStored)
+        assert.match(error.message, /CommandTimeout: Add for Counter "a" .* its turn did not come, nothing was stored/)
+        yield* goOn
+        const next = yield* start(counter.Add({ amount: 100 }))
+        yield* until(Effect.sync(() => waiting.length === 1))
+        yield* goOn
+        assert.strictEqual(yield* Fiber.join(next), 101)
+        assert.strictEqual((yield* journal.load({ entityType: "Counter", entityId: "a" })).sequence, 2)
+      })
+    )
+  )
+
+  it.live("stores nothing after the entities have closed without it", () =>
+    Effect.gen(function* () {
+      let after: Effect.Effect<number, unknown> = Effect.die("not set")
+      yield* withWaiting({ shutdownTimeout: "20 millis" })((_, goOn, journal) =>
+        Effect.gen(function* () {
+          const counter = (yield* Counter)("a")
+          yield* counter.Add({ amount: 1 })
+          const left = yield* Effect.forkDetach(Effect.flip(counter.Add({ amount: 10 })), { startImmediately: true })
+          after = Effect.gen(function* () {
+            const error = yield* Fiber.join(left)
+            assert.match(error.message, /EntitiesClosed: Add for Counter "a": the entities closed before it was done/)
+            yield* goOn
+            return (yield* journal.load({ entityType: "Counter", entityId: "a" })).sequence
+          })
+        })
+      ).pipe(
+        Effect.andThen(Effect.suspend(() => after)),
+        Effect.map((sequence) => assert.strictEqual(sequence, 1))
+      )
+    })
+  )
+
+  it.live("hears why there will be none, and the entity goes on", () =>
+    withWaiting()((waiting, goOn) =>
+      Effect.gen(function* () {
+        const counter = (yield* Counter)("a")
+        yield* counter.Add({ amount: 1 })
+        const refused = yield* start(Effect.flip(counter.Add({ amount: 10 })))
+        const reason = new OutcomeUnknown({ entityType: "Counter", entityId: "a", message: "no" })
+        waiting.shift()!.onExit(Exit.fail(new JournalError({ reason })))
+        assert.match((yield* Fiber.join(refused)).message, /JournalFailure: OutcomeUnknown: no/)
+        const next = yield* start(counter.Add({ amount: 100 }))
+        yield* goOn
+        assert.strictEqual(yield* Fiber.join(next), 101)
+      })
+    )
   )
 })
 

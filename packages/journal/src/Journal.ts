@@ -232,19 +232,29 @@ export interface EntityKey {
   readonly entityId: string
 }
 
+/** One who appends events and says what they are when there is room for them: what waits until then is small. */
+export interface Appender {
+  readonly entityType: string
+  readonly entityId: string
+  /** Those of the surroundings. */
+  readonly metadata: Metadata
+  /**
+   * What to store; `expected` must be a position. Undefined where nothing is to be stored any more: then `onExit` is not
+   * called. Called once, and must not throw.
+   */
+  decide(): Append | undefined
+  /** Called once, at once or later, and must not throw. If `decide` was not called before, nothing was stored. */
+  onExit(exit: Exit.Exit<Appended, JournalError>): void
+}
+
 /** Stores events. */
 export interface AppendFunction {
   (append: Append): Effect.Effect<Appended, JournalError>
   /**
-   * The same without a fiber, which counts where hundreds of thousands are stored. `expected` must be a position, and the
-   * metadata of the surroundings are given; `onExit` is called once, at once or later, and must not throw. Absent where
-   * somebody has put a function of his own around `append`.
+   * The same without a fiber, which counts where hundreds of thousands are stored. Absent where somebody has put a function
+   * of his own around `append`.
    */
-  readonly unsafe?: (
-    append: Append,
-    metadata: Metadata,
-    onExit: (exit: Exit.Exit<Appended, JournalError>) => void
-  ) => void
+  readonly unsafe?: (appender: Appender) => void
 }
 
 /**

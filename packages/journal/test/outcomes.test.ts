@@ -2,8 +2,8 @@ import { assert, layer } from "@effect/vitest"
 import { CassandraError, OutcomeUnknown } from "@effect-cassandra/session/CassandraError"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
-import { Effect, type Exit, Fiber, Latch, Layer, Schedule, Stream } from "effect"
-import { type Appended, Journal, type Options, type Position } from "../src/Journal.ts"
+import { Effect, Exit, Fiber, Latch, Layer, Schedule, Stream } from "effect"
+import { type Appended, type Appender, Journal, type NewEvent, type Options, type Position } from "../src/Journal.ts"
 import type { JournalError } from "../src/JournalError.ts"
 
 /** What happens to the next append: its answer is lost, it is not executed, it is executed later than answered, or when a latch opens. */
@@ -150,6 +150,40 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
     })
   )
 
+  it.effect("an appender is asked once what it has to store, and hears nothing where that is nothing", () =>
+    run([], { shards: 1 }, (journal) =>
+      Effect.gen(function* () {
+        yield* journal.head("Later", 0)
+        const heard: Array<string> = []
+        const appender = (entityId: string, events: ReadonlyArray<NewEvent> | undefined): Appender => ({
+          entityType: "Later",
+          entityId,
+          metadata: {},
+          decide: () => {
+            heard.push(`${entityId} is asked`)
+            return events && { entityType: "Later", entityId, expected: { sequence: 0, validThrough: 0 }, events }
+          },
+          onExit: (exit) => heard.push(`${entityId}: ${Exit.isSuccess(exit) ? exit.value.sequence : exit.cause}`)
+        })
+        journal.append.unsafe?.(appender("none", undefined))
+        journal.append.unsafe?.(appender("empty", []))
+        journal.append.unsafe?.(
+          appender(
+            "two",
+            [1, 2].map((payload) => ({ type: "N", payload }))
+          )
+        )
+        journal.append.unsafe?.(appender("bad", [{ type: "$N", payload: 1 }]))
+        const all = Effect.suspend(() => (heard.length === 7 ? Effect.void : Effect.fail("not yet")))
+        yield* Effect.retry(all, { schedule: Schedule.spaced("5 millis"), times: 500 })
+        assert.sameMembers(
+          heard.map((one) => one.replace(/Cause.*"\$N".*/, "refused")),
+          ["none is asked", "empty is asked", "empty: 0", "two is asked", "two: 2", "bad is asked", "bad: refused"]
+        )
+      })
+    )
+  )
+
   it.effect("while Cassandra says nothing, those who wait hear in time what is known of theirs, and once", () =>
     Effect.gen(function* () {
       const silence = yield* Latch.make()
@@ -165,7 +199,13 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
           })
           yield* journal.head("Silent", 0)
           const answers: Array<Exit.Exit<Appended, JournalError>> = []
-          journal.append.unsafe?.(append("sent"), {}, (exit) => answers.push(exit))
+          journal.append.unsafe?.({
+            entityType: "Silent",
+            entityId: "sent",
+            metadata: {},
+            decide: () => append("sent"),
+            onExit: (exit) => answers.push(exit)
+          })
           const isSent = Effect.suspend(() => (faults.length === 0 ? Effect.void : Effect.fail("not yet")))
           yield* Effect.retry(isSent, { schedule: Schedule.spaced("5 millis"), times: 500 })
           const behind = yield* Effect.flip(journal.append(append("behind")))

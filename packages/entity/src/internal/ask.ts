@@ -1,11 +1,38 @@
-import type { Context, Effect, Exit, Fiber, Tracer } from "effect"
+import {
+  type Append,
+  type Appended,
+  type Appender,
+  CurrentMetadata,
+  type Metadata
+} from "@effect-cassandra/journal/Journal"
+import type { JournalError } from "@effect-cassandra/journal/JournalError"
+import { Context, type Effect, type Exit, type Fiber, type Tracer } from "effect"
 import type { CommandIds, Place } from "./command.ts"
 import type { Instance, Loaded } from "./instance.ts"
 import type { Command } from "./model.ts"
 
-/** A command on its way: from the caller to its entity, and back. */
-export class Ask<State> {
-  /** `"storing"` from when its events are with the journal, which takes nothing back. */
+/** What follows from a decision: the state and the answer after it. */
+export interface Next<State> {
+  readonly state: State
+  /** How many events. */
+  readonly count: number
+  /** Whether an event asks for a snapshot. */
+  readonly snapshotDue: boolean
+  readonly answer: Exit.Exit<unknown, unknown>
+}
+
+/** What carries commands out. */
+export interface Turns<State> {
+  readonly entityType: string
+  /** Decides a command when there is room for its events; undefined where it has none, or is not wanted any more. */
+  decide(ask: Ask<State>): Append | undefined
+  /** Goes on when the events are stored, or are not. */
+  appended(ask: Ask<State>, exit: Exit.Exit<Appended, JournalError>): void
+}
+
+/** A command on its way: from the caller to its entity, and back. Small until it is decided, for many may wait. */
+export class Ask<State> implements Appender {
+  /** `"waiting"` until it is decided, `"storing"` from when its events are with the journal, which takes nothing back. */
   phase: "waiting" | "deciding" | "storing" = "waiting"
   /** The caller has its answer, or wants none any more. */
   answered = false
@@ -15,6 +42,9 @@ export class Ask<State> {
   confirmed: Loaded<State> | undefined
   /** How often it was decided anew. */
   conflicts = 0
+  /** The state that it was decided from, and what follows, while its events are with the journal. */
+  from: Loaded<State> | undefined
+  next: Next<State> | undefined
   /** Events that it stored. */
   stored = 0
   span: Tracer.Span | undefined
@@ -47,6 +77,26 @@ export class Ask<State> {
     this.context = context
     this.since = since
     this.#resume = resume
+  }
+
+  get entityType(): string {
+    return this.instance.turns.entityType
+  }
+
+  get entityId(): string {
+    return this.instance.entityId
+  }
+
+  get metadata(): Metadata {
+    return Context.get(this.context, CurrentMetadata)
+  }
+
+  decide(): Append | undefined {
+    return this.instance.turns.decide(this)
+  }
+
+  onExit(exit: Exit.Exit<Appended, JournalError>): void {
+    this.instance.turns.appended(this, exit)
   }
 
   /** Tells the caller, once. */

@@ -3,13 +3,7 @@
  */
 import { isDeepStrictEqual } from "node:util"
 import type { StoredEvent } from "@effect-cassandra/journal/EventCodec"
-import {
-  type Append,
-  type Appended,
-  CurrentMetadata,
-  type Journal,
-  type LogPosition
-} from "@effect-cassandra/journal/Journal"
+import type { Append, Appended, Journal, LogPosition } from "@effect-cassandra/journal/Journal"
 import type { JournalError } from "@effect-cassandra/journal/JournalError"
 import { Cause, type Clock, Context, Effect, Exit, Fiber, Latch, type Scope, Semaphore, Tracer } from "effect"
 import {
@@ -26,7 +20,7 @@ import {
   TooManyConflicts,
   UndecodableAnswer
 } from "../EntityError.ts"
-import { Ask, Asks } from "./ask.ts"
+import { Ask, Asks, type Next, type Turns } from "./ask.ts"
 import { CurrentCommandIds, CurrentPlace } from "./command.ts"
 import { Instance, type Loaded } from "./instance.ts"
 import type { EntityMetrics } from "./metrics.ts"
@@ -63,21 +57,11 @@ interface Decided<State> {
   readonly next: Next<State>
 }
 
-/** What follows from a decision: the state and the answer after it. Small, for many wait until it is stored. */
-interface Next<State> {
-  readonly state: State
-  /** How many events. */
-  readonly count: number
-  /** Whether an event asks for a snapshot. */
-  readonly snapshotDue: boolean
-  readonly answer: Exit.Exit<unknown, unknown>
-}
-
 const fail = (reason: Reason) => Effect.fail(new EntityError({ reason }))
 
-export class Entities<State> {
+export class Entities<State> implements Turns<State> {
+  readonly entityType: string
   readonly #env: Environment<State>
-  readonly #entityType: string
   readonly #instances = new Map<string, Instance<State>>()
   /** Commands under way, the oldest first: all have the same time to be answered. */
   readonly #asks = new Asks<State>()
@@ -88,7 +72,7 @@ export class Entities<State> {
 
   constructor(env: Environment<State>) {
     this.#env = env
-    this.#entityType = env.model.entityType
+    this.entityType = env.model.entityType
     this.#recovering = Semaphore.makeUnsafe(env.settings.maxRecoveries)
   }
 
@@ -103,7 +87,7 @@ export class Entities<State> {
     const problem = command.problem(payload)
     if (problem !== undefined) {
       this.#env.metrics.failed("MalformedCommand")
-      const message = `${command.tag} for ${this.#entityType} "${entityId}": ${problem}`
+      const message = `${command.tag} for ${this.entityType} "${entityId}": ${problem}`
       return fail(new MalformedCommand({ ...this.#names(entityId, command), message }))
     }
     if (command.readOnly !== "local") return this.#submit(entityId, command, payload)
@@ -139,7 +123,7 @@ export class Entities<State> {
         return resume(this.#traced(entityId, command, payload))
       }
       if (this.#closing) {
-        const message = `${command.tag} for ${this.#entityType} "${entityId}": the entities of this process are closing`
+        const message = `${command.tag} for ${this.entityType} "${entityId}": the entities of this process are closing`
         return resume(fail(new EntitiesClosed({ ...this.#names(entityId, command), stored: "no", message })))
       }
       const instance = this.#instanceOf(entityId)
@@ -169,7 +153,7 @@ export class Entities<State> {
     this.#env.metrics.failed("MailboxFull")
     let { refusal } = instance
     if (refusal === undefined || refusal.command !== command || refusal.size !== size) {
-      const message = `${command.tag} for ${this.#entityType} "${instance.entityId}": ${size} commands wait already (mailboxSize): try later`
+      const message = `${command.tag} for ${this.entityType} "${instance.entityId}": ${size} commands wait already (mailboxSize): try later`
       const answer = fail(new MailboxFull({ ...this.#names(instance.entityId, command), size, message }))
       refusal = { command, size, answer }
       instance.refusal = refusal
@@ -179,9 +163,9 @@ export class Entities<State> {
 
   /** A span around a command, where there is a tracer to see it. */
   #traced(entityId: string, command: Command<State>, payload: unknown): Answer {
-    const attributes: Record<string, unknown> = { "entity.type": this.#entityType, "entity.command": command.tag }
+    const attributes: Record<string, unknown> = { "entity.type": this.entityType, "entity.command": command.tag }
     if (this.#env.settings.spanEntityId) attributes["entity.id"] = entityId
-    return Effect.useSpan(`${this.#entityType}.${command.tag}`, { attributes }, (span) =>
+    return Effect.useSpan(`${this.entityType}.${command.tag}`, { attributes }, (span) =>
       Effect.withParentSpan(this.#submit(entityId, command, payload, span), span)
     )
   }
@@ -190,10 +174,7 @@ export class Entities<State> {
   #withdraw(ask: Ask<State>): Effect.Effect<void> {
     const { fiber, phase } = ask
     ask.answered = true
-    if (phase === "waiting") {
-      this.#unqueue(ask)
-      this.#ended(ask)
-    }
+    if (phase === "waiting") this.#giveUp(ask)
     return phase === "deciding" && fiber !== undefined ? Effect.asVoid(Fiber.interrupt(fiber)) : Effect.void
   }
 
@@ -230,34 +211,54 @@ export class Entities<State> {
     else waiting!.splice(place, 1)
   }
 
+  /** Leaves a command that was not decided yet. */
+  #giveUp(ask: Ask<State>): void {
+    const { instance } = ask
+    this.#unqueue(ask)
+    this.#ended(ask)
+    if (instance.running !== ask) return
+    instance.running = undefined
+    this.#drain(instance)
+  }
+
+  /**
+   * Where the state is in memory, a command waits with the journal until there is room for its events in a block, to be
+   * decided and stored without a fiber: most commands of a busy process. All else takes the long way, and so does what fails.
+   */
   #start(ask: Ask<State>): void {
     const { instance } = ask
     instance.running = ask
     instance.lastUsed = ask.since
-    if (!this.#startPlain(ask)) this.#runTurn(ask, () => this.#turn(ask))
+    const append = this.#env.journal.append.unsafe
+    if (append === undefined || instance.loaded === undefined || ask.ids !== undefined) {
+      this.#runTurn(ask, () => this.#turn(ask))
+    } else append(ask)
   }
 
-  /**
-   * Decides and stores without a fiber where the state is in memory, and the handler has no effects and stores events: most
-   * commands of a busy process. All else takes the long way, and so does what fails. False when nothing has been done.
-   */
-  #startPlain(ask: Ask<State>): boolean {
+  decide(ask: Ask<State>): Append | undefined {
+    if (ask.answered) return undefined
     const { loaded } = ask.instance
-    const append = this.#env.journal.append.unsafe
-    if (append === undefined || loaded === undefined || ask.ids !== undefined) return false
     ask.phase = "deciding"
-    const begun = this.#begin(ask, loaded)
+    const begun = loaded === undefined ? () => this.#turn(ask) : this.#begin(ask, loaded)
     if (typeof begun === "function") {
       this.#runTurn(ask, begun)
-      return true
+      return undefined
     }
-    const { next, request } = begun
     ask.phase = "storing"
-    append(request, Context.get(ask.context, CurrentMetadata), (exit) => {
-      if (Exit.isSuccess(exit)) this.#endTurn(ask, this.#stored(ask, loaded, next, exit.value))
-      else this.#runTurn(ask, () => this.#settle(ask, loaded, next, exit))
-    })
-    return true
+    ask.from = loaded
+    ask.next = begun.next
+    return begun.request
+  }
+
+  appended(ask: Ask<State>, exit: Exit.Exit<Appended, JournalError>): void {
+    const { from, instance, next } = ask
+    if (from !== undefined && next !== undefined) {
+      if (Exit.isSuccess(exit)) this.#endTurn(ask, this.#stored(ask, from, next, exit.value))
+      else this.#runTurn(ask, () => this.#settle(ask, from, next, exit))
+    } else if (!ask.answered) {
+      // The journal could not even ask for the events.
+      this.#runTurn(ask, () => Effect.mapError(exit, (error) => this.#journalFailure(instance.entityId, error)))
+    }
   }
 
   /** What a command wants stored; or how its turn goes on, where that is not all. */
@@ -366,7 +367,7 @@ export class Entities<State> {
     this.#env.metrics.restarts++
     Effect.runForkWith(ask.context)(
       Effect.logError(
-        `${ask.command.tag} for ${this.#entityType} "${instance.entityId}" ended with a defect, the entity restarts in ${pause} ms`,
+        `${ask.command.tag} for ${this.entityType} "${instance.entityId}" ended with a defect, the entity restarts in ${pause} ms`,
         cause
       )
     )
@@ -383,7 +384,7 @@ export class Entities<State> {
       if (loaded.commands === undefined) return Effect.flatMap(this.#load(instance, true), () => this.#turn(ask))
       const id = ids.of(command.tag)
       if (ids.given !== undefined) {
-        const name = JSON.stringify([this.#entityType, instance.entityId, id])
+        const name = JSON.stringify([this.entityType, instance.entityId, id])
         if (!ids.given.has(name)) ids.given.set(name, payload)
         else if (!isDeepStrictEqual(ids.given.get(name), payload)) return this.#reused(ask, id)
       }
@@ -408,7 +409,7 @@ export class Entities<State> {
   #apply(ask: Ask<State>, loaded: Loaded<State>, decision: AnyDecision<State>): Decided<State> {
     const { model } = this.#env
     if (decision?._tag !== "Persist" && decision?._tag !== "Reply" && decision?._tag !== "Reject") {
-      const what = `the handler of ${ask.command.tag} of ${this.#entityType} gave ${decision}`
+      const what = `the handler of ${ask.command.tag} of ${this.entityType} gave ${decision}`
       throw new TypeError(`${what}, which is no decision: Decision.persist, reply or reject`)
     }
     let { state } = loaded
@@ -448,7 +449,7 @@ export class Entities<State> {
     { events, next }: Decided<State>
   ): Append {
     return {
-      entityType: this.#entityType,
+      entityType: this.entityType,
       entityId: instance.entityId,
       expected: loaded,
       events,
@@ -511,18 +512,18 @@ export class Entities<State> {
     if (ask.place !== undefined) ask.place.last = this.#placeOf(entityId, loaded.validThrough)
     if (typeof answer !== "string") return answer
     if (answer === "reused") return this.#reused(ask, commandId)
-    const message = `${command.tag} for ${this.#entityType} "${entityId}" with the id "${commandId}" was carried out before, but its answer no longer fits the schemas of the command`
+    const message = `${command.tag} for ${this.entityType} "${entityId}" with the id "${commandId}" was carried out before, but its answer no longer fits the schemas of the command`
     return fail(new UndecodableAnswer({ ...this.#names(entityId, command), commandId, message }))
   }
 
   #reused({ command, instance: { entityId } }: Ask<State>, commandId: string): Answer {
-    const message = `${command.tag} for ${this.#entityType} "${entityId}" with the id "${commandId}": the id was given to another command or payload before; nothing was stored. Give each its own by withCommandId`
+    const message = `${command.tag} for ${this.entityType} "${entityId}" with the id "${commandId}": the id was given to another command or payload before; nothing was stored. Give each its own by withCommandId`
     return fail(new CommandIdReused({ ...this.#names(entityId, command), commandId, message }))
   }
 
   /** Rather not at all than twice. */
   #tooOld({ command, instance: { entityId } }: Ask<State>, commandId: string): Answer {
-    const message = `${command.tag} for ${this.#entityType} "${entityId}" with the id "${commandId}": the entity has had more events since than its commands are remembered, so it may have been carried out before, and was not now: raise the journal's commandWindow`
+    const message = `${command.tag} for ${this.entityType} "${entityId}" with the id "${commandId}": the entity has had more events since than its commands are remembered, so it may have been carried out before, and was not now: raise the journal's commandWindow`
     return fail(new CommandTooOld({ ...this.#names(entityId, command), commandId, message }))
   }
 
@@ -549,8 +550,8 @@ export class Entities<State> {
         ? Effect.flatMap(this.#load(instance, outdated.commands !== undefined, outdated), attempt)
         : attempt()
     }
-    const message = `${this.#entityType} "${entityId}": other processes stored events ${conflicts + 1} times while the command was decided, nothing of it was stored`
-    return fail(new TooManyConflicts({ entityType: this.#entityType, entityId, message }))
+    const message = `${this.entityType} "${entityId}": other processes stored events ${conflicts + 1} times while the command was decided, nothing of it was stored`
+    return fail(new TooManyConflicts({ entityType: this.entityType, entityId, message }))
   }
 
   // ------------------------------------------------------------------------------------------------ a read
@@ -589,14 +590,14 @@ export class Entities<State> {
 
   /** Asks the cluster whether the state is still the newest. */
   #confirm({ entityId }: Instance<State>, loaded: Loaded<State>): Effect.Effect<void, JournalError> {
-    return Effect.map(this.#env.journal.confirm({ entityType: this.#entityType, entityId }, loaded), (position) => {
+    return Effect.map(this.#env.journal.confirm({ entityType: this.entityType, entityId }, loaded), (position) => {
       if (position.validThrough > loaded.validThrough) loaded.validThrough = position.validThrough
     })
   }
 
   /** Whether this process has seen no event that is missing in the state. */
   #isCurrent(entityId: string, loaded: Loaded<State>): boolean {
-    return this.#env.journal.isCurrent({ entityType: this.#entityType, entityId }, loaded)
+    return this.#env.journal.isCurrent({ entityType: this.entityType, entityId }, loaded)
   }
 
   /** Loads an entity, or what came after an outdated state, once for all who wait; who is interrupted does not stop it. */
@@ -634,8 +635,8 @@ export class Entities<State> {
         duration: settings.recoveryTimeout,
         orElse: () => {
           const millis = settings.recoveryTimeout
-          const message = `${this.#entityType} "${entityId}" could not be loaded within ${millis} ms (recoveryTimeout)`
-          return fail(new RecoveryTimeout({ entityType: this.#entityType, entityId, millis, message }))
+          const message = `${this.entityType} "${entityId}" could not be loaded within ${millis} ms (recoveryTimeout)`
+          return fail(new RecoveryTimeout({ entityType: this.entityType, entityId, millis, message }))
         }
       }),
       this.#recovering.withPermits(1),
@@ -658,7 +659,7 @@ export class Entities<State> {
     const removed = instance.snapshots.length > settings.snapshotsKept ? instance.snapshots.shift()! : 0
     const save = Effect.suspend(() =>
       journal.saveSnapshot(
-        { entityType: this.#entityType, entityId },
+        { entityType: this.entityType, entityId },
         { sequence: loaded.sequence, validThrough: loaded.validThrough, state: model.encodeState(loaded.state) },
         removed
       )
@@ -670,7 +671,7 @@ export class Entities<State> {
       }),
       Effect.catchCause((cause) =>
         Effect.logWarning(
-          `a snapshot of ${this.#entityType} "${entityId}" could not be saved, its events are safe`,
+          `a snapshot of ${this.entityType} "${entityId}" could not be saved, its events are safe`,
           cause
         )
       )
@@ -688,15 +689,13 @@ export class Entities<State> {
       if (millis < this.#env.settings.askTimeout) return
       if (ask.answered) continue
       const { command, fiber, instance, phase } = ask
-      const message = `${command.tag} for ${this.#entityType} "${instance.entityId}" was not answered within ${millis} ms (askTimeout): ${unfinished[phase]}`
+      const message = `${command.tag} for ${this.entityType} "${instance.entityId}" was not answered within ${millis} ms (askTimeout): ${unfinished[phase]}`
       const stored = phase === "storing" ? "unknown" : "no"
       const reason = new CommandTimeout({ ...this.#names(instance.entityId, command), millis, stored, message })
       this.#env.metrics.failed("CommandTimeout")
       ask.answer(Exit.fail(new EntityError({ reason })))
-      if (phase === "waiting") {
-        this.#unqueue(ask)
-        this.#ended(ask)
-      } else if (phase === "deciding") fiber?.interruptUnsafe()
+      if (phase === "waiting") this.#giveUp(ask)
+      else if (phase === "deciding") fiber?.interruptUnsafe()
     }
   })
 
@@ -762,7 +761,7 @@ export class Entities<State> {
         for (const ask of left) {
           const { command, instance, phase } = ask
           const stored = phase === "storing" ? "unknown" : "no"
-          const message = `${command.tag} for ${this.#entityType} "${instance.entityId}": the entities closed before it was done, ${unfinished[phase]}`
+          const message = `${command.tag} for ${this.entityType} "${instance.entityId}": the entities closed before it was done, ${unfinished[phase]}`
           const names = this.#names(instance.entityId, command)
           ask.answer(Exit.fail(new EntityError({ reason: new EntitiesClosed({ ...names, stored, message }) })))
         }
@@ -782,30 +781,30 @@ export class Entities<State> {
     let instance = this.#instances.get(entityId)
     if (instance === undefined) {
       this.#makeRoom(this.#env.settings.maxEntities - 1)
-      instance = new Instance(entityId)
+      instance = new Instance(this, entityId)
       this.#place(instance)
     }
     return instance
   }
 
   #placeOf(entityId: string, offset: number): LogPosition {
-    return { entityType: this.#entityType, shard: this.#env.journal.shardOf(entityId), offset }
+    return { entityType: this.entityType, shard: this.#env.journal.shardOf(entityId), offset }
   }
 
   #names(entityId: string, command: Command<State>) {
-    return { entityType: this.#entityType, entityId, command: command.tag }
+    return { entityType: this.entityType, entityId, command: command.tag }
   }
 
   #journalFailure(entityId: string, cause: JournalError): EntityError {
     return new EntityError({
-      reason: new JournalFailure({ entityType: this.#entityType, entityId, message: cause.message, cause })
+      reason: new JournalFailure({ entityType: this.entityType, entityId, message: cause.message, cause })
     })
   }
 
   /** Gives a handler's effect its services, and its logs the entity's name. */
   #provide<A, E>({ entityId }: Instance<State>, effect: Effect.Effect<A, E, any>): Effect.Effect<A, E> {
     return Effect.annotateLogs(Effect.provideContext(effect as Effect.Effect<A, E>, this.#env.services), {
-      "entity.type": this.#entityType,
+      "entity.type": this.entityType,
       "entity.id": entityId
     })
   }

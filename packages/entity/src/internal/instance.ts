@@ -1,7 +1,7 @@
 import type { Loaded as Stored } from "@effect-cassandra/journal/Journal"
 import type { Effect, Fiber, Latch } from "effect"
 import type { EntityError } from "../EntityError.ts"
-import type { Ask } from "./ask.ts"
+import type { Ask, Turns } from "./ask.ts"
 import type { Command } from "./model.ts"
 
 /** A state with its place in the journal. */
@@ -19,6 +19,7 @@ export interface Loaded<State> {
 
 /** An entity in memory. Small, for there may be many. */
 export class Instance<State> {
+  readonly turns: Turns<State>
   readonly entityId: string
   /** Absent until loaded, and after a failure that leaves open what is stored. */
   loaded: Loaded<State> | undefined
@@ -48,7 +49,8 @@ export class Instance<State> {
   /** Opened when it has left memory, where somebody wants that. */
   stopping: Latch.Latch | undefined
 
-  constructor(entityId: string) {
+  constructor(turns: Turns<State>, entityId: string) {
+    this.turns = turns
     this.entityId = entityId
   }
 

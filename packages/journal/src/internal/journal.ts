@@ -5,10 +5,12 @@ import { Clock, Duration, Effect, Exit, Result, Schedule, Scope, Semaphore, Stre
 import {
   type Append,
   type Appended,
+  type Appender,
   CurrentMetadata,
   type EntityKey,
   type Journal,
   type LoadOptions,
+  type Metadata,
   type Options,
   type Position,
   type Snapshot
@@ -315,14 +317,15 @@ export const makeJournal = Effect.fnUntraced(function* (
     }
   })
 
-  const appendUnsafe: Journal["Service"]["append"]["unsafe"] = (self, metadata, onExit) => {
+  /** The events as they are to be stored after a position; or what becomes of the append where there is nothing to store. */
+  const requestAt = (self: Append, metadata: Metadata): AppendRequest | Exit.Exit<Appended, JournalError> => {
     const encoded = format.encode(self, metadata)
-    if (Result.isFailure(encoded)) return onExit(Exit.fail(encoded.failure))
+    if (Result.isFailure(encoded)) return Exit.fail(encoded.failure)
     const events = encoded.success
-    const { command, entityId, entityType } = self
     const { sequence, validThrough } = self.expected as Position
-    if (events.length === 0) return onExit(Exit.succeed({ sequence, validThrough, repeated: false, answer: undefined }))
-    const request: AppendRequest = {
+    if (events.length === 0) return Exit.succeed({ sequence, validThrough, repeated: false, answer: undefined })
+    const { command, entityId } = self
+    return {
       entityId,
       expected: sequence,
       floating: false,
@@ -331,19 +334,41 @@ export const makeJournal = Effect.fnUntraced(function* (
       size: sizeOf(events),
       answer: command?.answer
     }
+  }
+
+  const requestOf = (appender: Appender): AppendRequest | undefined => {
+    const append = appender.decide()
+    if (append === undefined) return undefined
+    const request = requestAt(append, appender.metadata)
+    if (!Exit.isExit(request)) return request
+    appender.onExit(request)
+    return undefined
+  }
+
+  const appendUnsafe = (appender: Appender): void => {
+    const { entityId, entityType } = appender
     const shard = shardOf(entityId)
     const log = types.get(entityType)?.logs[shard]
-    if (log !== undefined) return log.appendUnsafe(request, onExit)
-    const started = Effect.flatMap(startLog(entityType, shard), (log) => log.append(request))
-    Effect.runForkWith(services)(started).addObserver(onExit)
+    if (log !== undefined) {
+      log.appendLater(appender, requestOf)
+      return
+    }
+    Effect.runForkWith(services)(startLog(entityType, shard)).addObserver((exit) => {
+      if (Exit.isSuccess(exit)) exit.value.appendLater(appender, requestOf)
+      else appender.onExit(Exit.failCause(exit.cause))
+    })
   }
 
   const append = Object.assign(
     (self: Append): Effect.Effect<Appended, JournalError> =>
       Effect.withFiber((fiber) => {
         const metadata = fiber.getRef(CurrentMetadata)
+        const { entityId, entityType } = self
         if (typeof self.expected === "object") {
-          return Effect.callback((resume) => appendUnsafe(self, metadata, resume))
+          const request = requestAt(self, metadata)
+          return Exit.isExit(request)
+            ? request
+            : Effect.flatMap(logOf(entityType, shardOf(entityId)), (log) => log.append(request))
         }
         const encoded = format.encode(self, metadata)
         return Result.isFailure(encoded)

@@ -45,31 +45,62 @@ export interface AppendRequest {
 /** Who waits for a look at the head. */
 type Waiting = (effect: Effect.Effect<void, JournalError>) => void
 
+/** Who hears what has become of an append. */
+interface Writer {
+  onExit(exit: Exit.Exit<Appended, JournalError>): void
+}
+
 /** An append that somebody waits for. */
 class Pending {
   readonly since: number
-  readonly request: AppendRequest
+  /** What to store, once that is known. */
+  request: AppendRequest | undefined
   /** The sequence number before the first event, once it is in a block. */
   after = 0
-  #resume: ((exit: Exit.Exit<Appended, JournalError>) => void) | undefined
+  #writer: Writer | undefined
 
-  constructor(since: number, request: AppendRequest, resume: (exit: Exit.Exit<Appended, JournalError>) => void) {
+  constructor(since: number, writer: Writer, request: AppendRequest | undefined) {
     this.since = since
+    this.#writer = writer
     this.request = request
-    this.#resume = resume
   }
 
   get waits(): boolean {
-    return this.#resume !== undefined
+    return this.#writer !== undefined
+  }
+
+  /** Whether there is something to store. */
+  isReady(): this is Ready {
+    return this.request !== undefined
   }
 
   /** Once: who has heard that it takes too long hears nothing more. */
   answer(exit: Exit.Exit<Appended, JournalError>): void {
-    const resume = this.#resume
-    this.#resume = undefined
-    resume?.(exit)
+    const writer = this.#writer
+    this.#writer = undefined
+    writer?.onExit(exit)
   }
 }
+
+/** One that is asked what is to be stored when there is room for it. */
+class Later<W extends Writer> extends Pending {
+  readonly #from: W
+  readonly #requestOf: (writer: W) => AppendRequest | undefined
+
+  constructor(since: number, from: W, requestOf: (writer: W) => AppendRequest | undefined) {
+    super(since, from, undefined)
+    this.#from = from
+    this.#requestOf = requestOf
+  }
+
+  override isReady(): this is Ready {
+    this.request ??= this.#requestOf(this.#from)
+    return super.isReady()
+  }
+}
+
+/** One that can be in a block. */
+type Ready = Pending & { readonly request: AppendRequest }
 
 /**
  * Blocks kept in memory for the readers of this process, by events: of those of the last seconds more, as read sides linger
@@ -80,6 +111,8 @@ const freshEvents = 50_000
 const freshMicros = 2_000_000
 const tailSize = 16 * 1024 * 1024
 const unindexedEvents = 100_000
+/** Of those that wait, so many are asked what they want stored before others have their turn: it takes some milliseconds. */
+const maxAsked = 2000
 const maxIndexedLate = 4
 const maxSkewMicros = 60_000_000
 
@@ -164,17 +197,23 @@ export class ShardLog {
 
   /** Appends events; answered when they are stored. */
   append(request: AppendRequest): Effect.Effect<Appended, JournalError> {
-    return Effect.callback((resume) => this.appendUnsafe(request, resume))
+    return Effect.callback((resume) =>
+      this.#queue(new Pending(this.#clock.currentTimeMillisUnsafe(), { onExit: resume }, request))
+    )
   }
 
-  /** The same without a fiber. */
-  appendUnsafe(request: AppendRequest, resume: (exit: Exit.Exit<Appended, JournalError>) => void): void {
+  /** Appends, without a fiber, what `requestOf` gives when there is room for it in a block: nothing, if that is undefined. */
+  appendLater<W extends Writer>(writer: W, requestOf: (writer: W) => AppendRequest | undefined): void {
+    this.#queue(new Later(this.#clock.currentTimeMillisUnsafe(), writer, requestOf))
+  }
+
+  #queue(pending: Pending): void {
     const refused = this.#refusal()
     if (refused !== undefined) {
-      resume(Exit.fail(refused))
+      pending.answer(Exit.fail(refused))
       return
     }
-    this.#pending.push(new Pending(this.#clock.currentTimeMillisUnsafe(), request, resume))
+    this.#pending.push(pending)
     this.#wake.openUnsafe()
   }
 
@@ -335,7 +374,7 @@ export class ShardLog {
     for (const resume of [...this.#held.splice(0), ...this.#syncs.splice(0)]) resume(Effect.fail(error))
   }
 
-  #tellUnknown(taken: ReadonlyArray<Pending>, message: string) {
+  #tellUnknown(taken: ReadonlyArray<Ready>, message: string) {
     const { entityType } = this.log
     for (const one of taken) {
       const reason = new OutcomeUnknown({ entityType, entityId: one.request.entityId, message })
@@ -369,7 +408,7 @@ export class ShardLog {
   }
   /** The block under way: since when, whose it is, and what was said of it last. */
   #unanswered:
-    | { readonly since: number; readonly taken: ReadonlyArray<Pending>; failure: CassandraError | undefined }
+    | { readonly since: number; readonly taken: ReadonlyArray<Ready>; failure: CassandraError | undefined }
     | undefined
 
   readonly #round = Effect.fnUntraced(function* (this: ShardLog): Effect.fn.Return<void, JournalError> {
@@ -396,6 +435,7 @@ export class ShardLog {
       this.#asked.closeUnsafe()
       if (taken.length === 0) {
         if (syncs.length > 0) yield* this.#look(syncs)
+        else yield* Effect.yieldNow
         continue
       }
       this.#inBlock = taken.length
@@ -428,16 +468,21 @@ export class ShardLog {
   })
 
   /** Takes from the queue what fits into one block and is still current; tells the others to load again. */
-  #take(): Array<Pending> {
-    const taken: Array<Pending> = []
-    const left: Array<Pending> = []
-    const outdated: Array<Pending> = []
+  #take(): Array<Ready> {
+    const taken: Array<Ready> = []
+    let left: Array<Pending> = []
+    const outdated: Array<Ready> = []
     const inBlock = new Map<string, number>()
     let count = 0
-    let size = 0
+    let blockSize = 0
     for (let i = 0; i < this.#pending.length; i++) {
       const pending = this.#pending[i]!
-      const { entityId, events, expected, floating, validThrough } = pending.request
+      if (i === maxAsked) {
+        left = left.concat(this.#pending.slice(i))
+        break
+      }
+      if (!pending.isReady()) continue
+      const { entityId, events, expected, floating, size, validThrough } = pending.request
       const ahead = inBlock.get(entityId)
       const after = ahead ?? (this.isCurrent(entityId, expected, validThrough) ? expected : this.lastSequence(entityId))
       if (ahead === undefined && (after === undefined || (after !== expected && !floating))) {
@@ -446,9 +491,9 @@ export class ShardLog {
       }
       if (
         count > 0 &&
-        (count + events.length > this.#limits.maxBlockEvents || size + pending.request.size > this.#limits.maxBlockSize)
+        (count + events.length > this.#limits.maxBlockEvents || blockSize + size > this.#limits.maxBlockSize)
       ) {
-        for (const later of this.#pending.slice(i)) left.push(later)
+        left = left.concat(this.#pending.slice(i))
         break
       }
       // What contradicts an append of this block is decided when the block has been stored, or has not.
@@ -459,7 +504,7 @@ export class ShardLog {
       pending.after = after!
       inBlock.set(entityId, after! + events.length)
       count += events.length
-      size += pending.request.size
+      blockSize += size
       taken.push(pending)
     }
     // Before anybody is answered, for who is answered may ask again at once.
@@ -493,7 +538,7 @@ export class ShardLog {
    */
   readonly #commit = Effect.fnUntraced(function* (
     this: ShardLog,
-    taken: ReadonlyArray<Pending>
+    taken: ReadonlyArray<Ready>
   ): Effect.fn.Return<boolean, JournalError> {
     const now = this.#clock.currentTimeMillisUnsafe() * 1000
     let stamp = Math.max(now, this.#lastStamp + stampStep) - stampStep
@@ -563,7 +608,7 @@ export class ShardLog {
     function* (
       this: ShardLog,
       block: BlockAppend,
-      taken: ReadonlyArray<Pending>
+      taken: ReadonlyArray<Ready>
     ): Effect.fn.Return<
       | { readonly _tag: "Applied" }
       | { readonly _tag: "Refused"; readonly head: number }
