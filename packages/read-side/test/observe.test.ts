@@ -125,6 +125,47 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("observability"
     })
   )
 
+  it.effect("of many events that are written together, the one whose statement Cassandra refuses is found", () =>
+    Effect.gen(function* () {
+      const [good, bad] = ["good", "bad"]
+      const session = yield* CassandraSession
+      const sorted = Processor.make("sorted", {
+        entityType: "Sorted",
+        keys: "own",
+        events: [Added],
+        tables: ["CREATE TABLE IF NOT EXISTS sorted (id text PRIMARY KEY, amount int)"],
+        onFailure: { park: { attempts: 1 } },
+        handlers: {
+          Added: ({ amount }, { entityId }) =>
+            cql`INSERT INTO sorted (id, amount) VALUES (${amount < 0 ? "" : entityId}, ${amount})`
+        }
+      })
+      const some = (i: number) => Array.from({ length: 1000 }, (_, j) => added(1000 * i + j))
+      for (let i = 0; i < 6; i++) yield* append("Sorted", good!, ...some(i))
+      yield* append("Sorted", bad!, added(1), added(-1), added(2))
+      for (let i = 6; i < 8; i++) yield* append("Sorted", good!, ...some(i))
+      const rows = session.execute<{ id: string; amount: number }>(cql`SELECT id, amount FROM sorted`)
+      yield* Effect.gen(function* () {
+        yield* eventually(
+          Effect.map(rows, (all) =>
+            assert.sameMembers(
+              all.map(({ amount, id }) => `${id} ${amount}`),
+              ["good 7999", "bad 1"]
+            )
+          )
+        )
+        const parked = yield* (yield* ReadSide).parked("sorted")
+        assert.deepStrictEqual(
+          parked.map(({ entityId, sequence }) => [entityId, sequence]),
+          [
+            ["bad", 2],
+            ["bad", 3]
+          ]
+        )
+      }).pipe(Effect.provide(ReadSide.layer([sorted], { maxBackOff: "50 millis" })))
+    })
+  )
+
   it.effect("what cannot be read holds up nothing that was read before it", () =>
     Effect.gen(function* () {
       const [id] = yield* oneOfEachShard

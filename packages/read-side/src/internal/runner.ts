@@ -3,7 +3,7 @@
  */
 import type { EventEnvelope, Journal } from "@effect-cassandra/journal/Journal"
 import type { CassandraSession } from "@effect-cassandra/session/CassandraSession"
-import { Clock, Effect, Option, Random, type Semaphore, Stream, type Tracer } from "effect"
+import { Clock, Effect, Option, Random, Result, type Semaphore, Stream, type Tracer } from "effect"
 import { HttpTraceContext } from "effect/http"
 import type { Processor } from "../Processor.ts"
 import { DataLost, ReadSideError, RequestRefused } from "../ReadSideError.ts"
@@ -12,7 +12,7 @@ import { journalFailure, mayPass, storeFailure } from "./failures.ts"
 import { isYoung, type LogReader } from "./logReader.ts"
 import type { Offsets } from "./offsets.ts"
 import type { Parked, Parking } from "./parking.ts"
-import type { Failure, Outcome, Place, Sink } from "./sink.ts"
+import type { Collector, Failure, Outcome, Place, Sink } from "./sink.ts"
 
 /** Settings, as `ReadSide` has them. */
 export interface Limits {
@@ -80,6 +80,9 @@ export const makeProgress = (place: Place, reader: LogReader): Progress => ({
 const fullBatch = 4000
 /** Where more are there already, so many are taken together: the larger the batch, the more writes of a row become one. */
 const largestBatch = 20_000
+/** The same for those who collect writes, and how many writes are enough. */
+const mostCollected = 100_000
+const mostWrites = 20_000
 /** How long the next ones may take to be read; they are there, unless the last page was full by chance. */
 const moreMillis = 200
 /** A batch's span names the traces of as many commands. */
@@ -268,17 +271,21 @@ export const run = <R>(
     return true
   })
 
+  /** What follows some events, if it comes in time. What cannot be read is an error when these have been handled. */
+  const after = (events: ReadonlyArray<EventEnvelope>, millis: number) =>
+    reader
+      .next(events.at(-1)!.offset, progress)
+      .pipe(Effect.timeoutOption(millis), Effect.orElseSucceed(Option.none<ReadonlyArray<EventEnvelope>>))
+
   /** The next events: what there is, or for a kind that takes groups as many as come in its time. */
   const next = Effect.fnUntraced(function* (sink: Sink) {
     const first = yield* Effect.mapError(reader.next(progress.offset, progress), journalFailure)
-    const { coalesces, group } = sink
-    if (group === undefined && (coalesces !== true || first.length < fullBatch)) return first
+    const { coalesces, collect, group } = sink
+    const enough = collect !== undefined || coalesces !== true || first.length < fullBatch
+    if (group === undefined && enough) return first
     const events = [...first]
     const add = Effect.fnUntraced(function* (millis: number) {
-      // What cannot be read is an error when these have been handled.
-      const more = yield* reader
-        .next(events.at(-1)!.offset, progress)
-        .pipe(Effect.timeoutOption(millis), Effect.orElseSucceed(Option.none))
+      const more = yield* after(events, millis)
       if (Option.isNone(more)) return 0
       for (const event of more.value) events.push(event)
       return more.value.length
@@ -295,21 +302,31 @@ export const run = <R>(
     return events
   })
 
-  /** Notes how far the view is after some events. */
-  const note = (events: ReadonlyArray<EventEnvelope>, { done, failure }: Outcome) => {
-    const before = progress.offset
+  /** How far the view is after some events of which the last ones are given. */
+  const reachedBy = (events: ReadonlyArray<EventEnvelope>, { done, failure }: Pick<Outcome, "done" | "failure">) => {
     const through = failure === undefined ? events.at(-1)!.offset : (failure.event?.offset ?? done + 1) - 1
+    return { through, stamp: events.findLast(({ offset }) => offset <= through)?.stamp }
+  }
+
+  /** Notes how far the view is. */
+  const note = ({ stamp, through }: ReturnType<typeof reachedBy>) => {
+    const before = progress.offset
     if (through <= before) return
-    const last = failure === undefined ? events.at(-1) : events.findLast(({ offset }) => offset <= through)
     progress.offset = through
-    progress.stamp = last!.stamp
+    progress.stamp = stamp ?? progress.stamp
     progress.attempts = 0
     progress.events += through - before
     progress.batches.count++
     if (through - before > progress.batches.max) progress.batches.max = through - before
   }
 
-  const traced = (batch: Effect.Effect<Outcome>, events: ReadonlyArray<EventEnvelope>) =>
+  /** A span around a batch, which begins with these events. */
+  const traced = <A, E>(
+    batch: Effect.Effect<A, E>,
+    events: ReadonlyArray<EventEnvelope>,
+    count: number,
+    offset: number
+  ): Effect.Effect<A, E> =>
     surroundings.traced
       ? Effect.withSpan(batch, "read-side.batch", {
           root: true,
@@ -319,8 +336,8 @@ export const run = <R>(
             "read_side.processor": place.processor,
             "read_side.entity_type": entityType,
             "read_side.shard": shard,
-            "read_side.events": events.length,
-            "read_side.offset": events.at(-1)!.offset
+            "read_side.events": count,
+            "read_side.offset": offset
           }
         }).pipe(Effect.withTracerEnabled(true))
       : batch
@@ -333,11 +350,11 @@ export const run = <R>(
   ): Effect.Effect<Outcome> => {
     if (live.length === 0) {
       const outcome = { done: events.at(-1)!.offset, written: 0 }
-      note(events, outcome)
+      note(reachedBy(events, outcome))
       return Effect.succeed(outcome)
     }
-    const batch = Effect.tap(traced(sink.handle(live, false), live), (outcome) =>
-      Effect.sync(() => note(events, outcome))
+    const batch = Effect.tap(traced(sink.handle(live, false), live, live.length, live.at(-1)!.offset), (outcome) =>
+      Effect.sync(() => note(reachedBy(events, outcome)))
     )
     // Writes that are under way are worth waiting for when the process ends: they need not be done again.
     return batches.withPermits(1)(sink.coalesces ? Effect.uninterruptible(batch) : batch)
@@ -356,17 +373,58 @@ export const run = <R>(
     return sink.neverAgain === true
   })
 
-  const step = Effect.fnUntraced(function* (sink: Sink) {
-    const events = yield* next(sink)
-    yield* leased
-    let live: ReadonlyArray<EventEnvelope> = events
-    if (aside.size > 0) {
-      // What comes again after a crash is there already, with its error.
-      const behind = events.filter(({ entityId, sequence }) => sequence > (aside.get(entityId) ?? Infinity))
-      yield* Effect.forEach(behind, (event) => putAside(event, null, 0), { discard: true })
-      live = events.filter(({ entityId }) => !aside.has(entityId))
+  /** Puts the events aside whose entities are, and gives the others. */
+  const liveOf = Effect.fnUntraced(function* (events: ReadonlyArray<EventEnvelope>) {
+    if (aside.size === 0) return events
+    // What comes again after a crash is there already, with its error.
+    const behind = events.filter(({ entityId, sequence }) => sequence > (aside.get(entityId) ?? Infinity))
+    yield* Effect.forEach(behind, (event) => putAside(event, null, 0), { discard: true })
+    return events.filter(({ entityId }) => !aside.has(entityId))
+  })
+
+  /** Up to here events are handled without collecting, to find the one whose writes Cassandra refuses. */
+  let carefulThrough = 0
+
+  /** Collects the writes for what there is, page by page, and executes them. Undefined when Cassandra refuses one of them. */
+  const gather = Effect.fnUntraced(function* (collector: Collector, first: ReadonlyArray<EventEnvelope>) {
+    const begin = progress.offset
+    let events = first
+    let failure: Outcome["failure"]
+    let reached: ReturnType<typeof reachedBy>
+    for (;;) {
+      const live = yield* liveOf(events)
+      const taken = live.length === 0 ? { done: events.at(-1)!.offset } : yield* collector.add(live)
+      failure = taken.failure
+      reached = reachedBy(events, taken)
+      const isFull = reached.through - begin >= mostCollected || collector.size >= mostWrites
+      if (failure !== undefined || events.length < fullBatch || isFull) break
+      const more = yield* after(events, moreMillis)
+      if (Option.isNone(more)) break
+      events = more.value
     }
-    const { failure, written } = yield* handle(sink, events, live)
+    yield* leased
+    // Writes that are under way are worth waiting for when the process ends: they need not be done again.
+    const written = yield* Effect.tap(traced(collector.write, first, reached.through - begin, reached.through), () =>
+      Effect.sync(() => note(reached))
+    ).pipe(Effect.uninterruptible, Effect.result)
+    if (Result.isSuccess(written)) return { events, failure, written: written.success }
+    if (!written.failure.isRetryable) {
+      carefulThrough = reached.through
+      return undefined
+    }
+    return { events, failure: { error: storeFailure(written.failure), event: undefined }, written: 0 }
+  })
+
+  const step = Effect.fnUntraced(function* (sink: Sink) {
+    const first = yield* next(sink)
+    yield* leased
+    const collector = progress.offset < carefulThrough ? undefined : sink.collect?.()
+    const handled =
+      collector === undefined
+        ? { events: first, ...(yield* handle(sink, first, yield* liveOf(first))) }
+        : yield* batches.withPermits(1)(gather(collector, first))
+    if (handled === undefined) return
+    const { events, failure, written } = handled
     if (failure === undefined) progress.failure = undefined
     else if (yield* dealtWith(failure, sink)) {
       progress.offset = failure.event!.offset

@@ -3,6 +3,7 @@
  * the events of one shard.
  */
 import type { EventEnvelope } from "@effect-cassandra/journal/Journal"
+import type { CassandraError } from "@effect-cassandra/session/CassandraError"
 import type { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import type { Effect, Scope } from "effect"
 import type { ReadSideError } from "../ReadSideError.ts"
@@ -50,10 +51,22 @@ export interface Failure {
   readonly event: EventEnvelope | undefined
 }
 
+/** What a processor writes for some events, of which later ones replace earlier ones: it grows with the rows. */
+export interface Collector {
+  /** Writes that wait. */
+  readonly size: number
+  /** Takes in consecutive events up to the first that fails, and gives the offset of the last one that it has. */
+  readonly add: (events: ReadonlyArray<EventEnvelope>) => Effect.Effect<Pick<Outcome, "done" | "failure">>
+  /** Executes them, and says how many there were. If it fails, all events are to be handled again. */
+  readonly write: Effect.Effect<number, CassandraError>
+}
+
 /** A processor at work in one shard. */
 export interface Sink {
   /** Brings consecutive events into the view; `retried` are events that were put aside, and do not move the offset. */
   readonly handle: (events: ReadonlyArray<EventEnvelope>, retried: boolean) => Effect.Effect<Outcome>
+  /** The same for as many events as there are, where that saves writes. */
+  readonly collect?: (() => Collector) | undefined
   /** How far it has come, for those that store that by themselves. */
   readonly reached?: Effect.Effect<Reached | undefined, ReadSideError> | undefined
   /** Whether an event that failed must not be handled again by itself. */

@@ -10,8 +10,8 @@ import type { Handlers, Statements } from "../Processor.ts"
 import { HandlerFailure, ReadSideError, StatementRefused } from "../ReadSideError.ts"
 import { type Decode, makeDecode } from "./events.ts"
 import { storeFailure } from "./failures.ts"
-import type { Open, Outcome } from "./sink.ts"
-import { atOnce, Refused, refusalOf, type Write, Writer } from "./writer.ts"
+import type { Collector, Open, Outcome } from "./sink.ts"
+import { atOnce, Batch, refusalOf, type Write, Writer } from "./writer.ts"
 
 /** Stamps of neighbouring events are ten apart. */
 const maxStatements = 10
@@ -125,45 +125,56 @@ export const statements = (name: string, definition: Definition) => {
     writers.set(session, writer)
     const addWrites = addWritesOf(name, definition, (statement) => writer.refusal(statement), generation)
 
-    const handle = Effect.fnUntraced(function* (events: ReadonlyArray<EventEnvelope>): Effect.fn.Return<Outcome> {
-      const all: Array<Write> = []
-      const before = events[0]!.offset - 1
-      let done = before
-      let failure: Outcome["failure"]
-      for (const [i, event] of events.entries()) {
-        if (i % atOnce === atOnce - 1) yield* Effect.yieldNow
-        const error = addWrites(event, all)
-        if (error !== undefined) {
-          failure = { error, event }
-          break
-        }
-        done = event.offset
-      }
-      if (all.length === 0) return { done, written: 0, failure }
-      return yield* writer.write(all, concurrency).pipe(
-        Effect.map((written): Outcome => ({ done, written, failure })),
-        Effect.catch((cause) => {
-          const single = events.length === 1 ? events[0] : undefined
-          if (cause instanceof Refused) {
-            const { event, statement } = cause.write
-            const error = refused(name, event.type, statement.text, cause.why)
-            return single === undefined
-              ? oneByOne(events)
-              : Effect.succeed({ done: before, written: 0, failure: { error, event } })
+    const collect = (): Collector => {
+      const batch = new Batch(writer)
+      return {
+        get size() {
+          return batch.size
+        },
+        write: Effect.suspend(() => batch.write(concurrency)),
+        add: Effect.fnUntraced(function* (events) {
+          let done = events[0]!.offset - 1
+          const writes: Array<Write> = []
+          for (const [i, event] of events.entries()) {
+            if (i % atOnce === atOnce - 1) yield* Effect.yieldNow
+            writes.length = 0
+            const error = addWrites(event, writes)
+            if (error !== undefined) return { done, failure: { error, event } }
+            for (const write of writes) {
+              if (batch.knows(write)) continue
+              const learnt = yield* Effect.result(batch.learn(write))
+              if (Result.isFailure(learnt)) {
+                return { done, failure: { error: storeFailure(learnt.failure), event: undefined } }
+              }
+            }
+            const found = batch.add(writes)
+            if (found !== undefined) {
+              return {
+                done,
+                failure: { error: refused(name, event.type, found.write.statement.text, found.why), event }
+              }
+            }
+            done = event.offset
           }
-          // What may pass is nobody's fault.
-          if (cause.isRetryable) {
-            return Effect.succeed({
-              done: before,
-              written: 0,
-              failure: { error: storeFailure(cause), event: undefined }
-            })
-          }
-          return single === undefined
-            ? oneByOne(events)
-            : Effect.succeed({ done: before, written: 0, failure: { error: storeFailure(cause), event: single } })
+          return { done, failure: undefined }
         })
-      )
+      }
+    }
+
+    const handle = Effect.fnUntraced(function* (events: ReadonlyArray<EventEnvelope>): Effect.fn.Return<Outcome> {
+      const collector = collect()
+      const { done, failure } = yield* collector.add(events)
+      const before = events[0]!.offset - 1
+      const written = yield* Effect.result(collector.write)
+      if (Result.isSuccess(written)) return { done, written: written.success, failure }
+      const error = written.failure
+      // What may pass is nobody's fault.
+      if (error.isRetryable)
+        return { done: before, written: 0, failure: { error: storeFailure(error), event: undefined } }
+      const taken = events.filter(({ offset }) => offset <= done)
+      return taken.length === 1
+        ? { done: before, written: 0, failure: { error: storeFailure(error), event: taken[0] } }
+        : yield* oneByOne(events)
     })
 
     /** Finds the event that the others must not wait for. */
@@ -179,7 +190,7 @@ export const statements = (name: string, definition: Definition) => {
       return { done, written }
     })
 
-    return Effect.succeed({ handle, coalesces: true })
+    return Effect.succeed({ handle, collect, coalesces: true })
   }
   const addWrites = addWritesOf(name, definition, refusalOf, 0)
   const writes = (envelope: EventEnvelope): Result.Result<ReadonlyArray<Write>, ReadSideError> => {

@@ -17,14 +17,9 @@ export interface Write {
 }
 
 /** A statement that must not be executed. */
-export class Refused {
-  readonly _tag = "Refused"
+interface Refused {
   readonly write: Write
   readonly why: string
-  constructor(write: Write, why: string) {
-    this.write = write
-    this.why = why
-  }
 }
 
 interface Plan {
@@ -70,6 +65,9 @@ const sizeOf = ({ params }: Statement<unknown>) => {
 
 const keyOf = (params: ReadonlyArray<unknown>, places: ReadonlyArray<number>) =>
   places.length === 1 ? String(params[places[0]!]) : places.map((place) => String(params[place])).join("\u0000")
+
+/** What identifies the row of a write, where its whole key is bound. */
+const rowOf = ({ statement: { params } }: Write, { row }: Plan) => (row === undefined ? undefined : keyOf(params, row))
 
 const sameValues = (a: ReadonlyArray<unknown>, b: ReadonlyArray<unknown>) =>
   a.every((value, i) => String(value) === String(b[i]))
@@ -117,7 +115,10 @@ export class Writer {
     return typeof analysis === "string" ? analysis : optionsRefusal(statement)
   }
 
-  #plan(text: string): Effect.Effect<Plan, CassandraError> {
+  /** What is known of a statement whose text was not refused, and of its table. */
+  plan(text: string): Effect.Effect<Plan, CassandraError> {
+    const known = this.#plans.get(text)
+    if (known !== undefined) return Effect.succeed(known)
     const analysis = this.#analyses.get(text) as Analysis
     return Effect.map(
       this.#session.use((client) => client.metadata.getTable(this.#session.keyspace, analysis.table)),
@@ -184,45 +185,97 @@ export class Writer {
     return `${feed.entity} writes the same row of ${plan.analysis.table} as ${entityType} "${entityId}" (shard ${shard}), and between shards there is no order: let the key name the entity, or keep a sum by Processor.fold`
   }
 
-  /** Executes the writes, and says how many were left to execute; they may be executed again when it fails. */
-  readonly write = Effect.fnUntraced(function* (
-    this: Writer,
-    writes: ReadonlyArray<Write>,
-    concurrency: number
-  ): Effect.fn.Return<number, CassandraError | Refused> {
-    // Of the writes that replace each other, the last; by what identifies statement and row.
-    const last: Array<readonly [Write, Plan]> = []
-    const places = new Map<Plan, Map<string, number>>()
-    let unique = 0
-    for (const [i, write] of writes.entries()) {
-      if (i % atOnce === atOnce - 1) yield* Effect.yieldNow
-      const { params, text } = write.statement
-      const plan = this.#plans.get(text) ?? (yield* this.#plan(text))
-      if (plan.refusal !== undefined) return yield* Effect.fail(new Refused(write, plan.refusal))
-      const { row } = plan
-      const key = row === undefined ? undefined : keyOf(params, row)
-      // A row that only names something is the same whoever writes it.
-      if (plan.sets === undefined || plan.sets.size > 0) {
-        const why =
-          this.#foreignKey(write, plan) ?? (key === undefined ? undefined : this.#otherShard(key, write, plan))
-        if (why !== undefined) return yield* Effect.fail(new Refused(write, why))
-      }
-      if (key === undefined || !plan.analysis.replaces || params.includes(undefined)) {
-        last.push([write, plan])
-        continue
-      }
-      let rows = places.get(plan)
+  /** Why a write may not be executed, if so. */
+  problem(write: Write, plan: Plan, row: string | undefined): string | undefined {
+    if (plan.refusal !== undefined) return plan.refusal
+    // A row that only names something is the same whoever writes it.
+    if (plan.sets !== undefined && plan.sets.size === 0) return undefined
+    return this.#foreignKey(write, plan) ?? (row === undefined ? undefined : this.#otherShard(row, write, plan))
+  }
+
+  /** Executes statements that may be executed again. */
+  execute(batch: ReadonlyArray<Statement<unknown>>): Effect.Effect<unknown, CassandraError> {
+    return batch.length === 1
+      ? this.#session.execute(batch[0]!)
+      : this.#session.batch(batch, { type: "unlogged", idempotent: true })
+  }
+}
+
+/** A write that is left, of those that replace each other the last. */
+interface Last {
+  statement: Statement<unknown>
+  stamp: bigint
+  readonly plan: Plan
+}
+
+/** The writes of some events. */
+export class Batch {
+  readonly #writer: Writer
+  readonly #plans = new Map<string, Plan>()
+  readonly #last: Array<Last> = []
+  /** By what identifies statement and row. */
+  readonly #rows = new Map<Plan, Map<string, Last>>()
+
+  constructor(writer: Writer) {
+    this.#writer = writer
+  }
+
+  get size(): number {
+    return this.#last.length
+  }
+
+  /** Whether the table of a write has been looked at. */
+  knows({ statement: { text } }: Write): boolean {
+    return this.#plans.has(text)
+  }
+
+  learn({ statement: { text } }: Write): Effect.Effect<void, CassandraError> {
+    return Effect.map(this.#writer.plan(text), (plan) => void this.#plans.set(text, plan))
+  }
+
+  /** Takes in the writes of an event, whose tables are known; or none of them, where one must not be executed. */
+  add(writes: ReadonlyArray<Write>): Refused | undefined {
+    for (const write of writes) {
+      const plan = this.#planOf(write)
+      const why = this.#writer.problem(write, plan, rowOf(write, plan))
+      if (why !== undefined) return { write, why }
+    }
+    for (const write of writes) {
+      const { statement, stamp } = write
+      const plan = this.#planOf(write)
+      const row = plan.analysis.replaces && !statement.params.includes(undefined) ? rowOf(write, plan) : undefined
+      let rows = this.#rows.get(plan)
       if (rows === undefined) {
         rows = new Map()
-        places.set(plan, rows)
+        this.#rows.set(plan, rows)
       }
-      const before = rows.get(key)
-      if (before === undefined) rows.set(key, last.push([write, plan]) - 1)
-      else last[before] = [write, plan]
+      const before = row === undefined ? undefined : rows.get(row)
+      if (before !== undefined) {
+        before.statement = statement
+        before.stamp = stamp
+        continue
+      }
+      const last: Last = { statement, stamp, plan }
+      this.#last.push(last)
+      if (row !== undefined) rows.set(row, last)
     }
+    return undefined
+  }
+
+  #planOf({ statement: { text } }: Write): Plan {
+    return this.#plans.get(text)!
+  }
+
+  /** Executes the writes, and says how many were left to execute; they may be executed again when it fails. */
+  readonly write = Effect.fnUntraced(function* (
+    this: Batch,
+    concurrency: number
+  ): Effect.fn.Return<number, CassandraError> {
+    let unique = 0
     const batches: Array<Array<Statement<unknown>>> = []
     const partitions = new Map<string, Array<Statement<unknown>>>()
-    for (const [i, [{ stamp, statement }, { analysis, partition }]] of last.entries()) {
+    for (const [i, { plan, stamp, statement }] of this.#last.entries()) {
+      const { analysis, partition } = plan
       if (i % atOnce === atOnce - 1) yield* Effect.yieldNow
       const params = statement.params.toSpliced(analysis.timestampIndex, 0, stamp)
       const stamped = make(analysis.timestamped, params, { ...statement.options, idempotent: true })
@@ -255,11 +308,7 @@ export class Writer {
       mixedSize += size
     }
     if (mixed.length > 0) batches.push(mixed)
-    const execute = (batch: Array<Statement<unknown>>): Effect.Effect<unknown, CassandraError> =>
-      batch.length === 1
-        ? this.#session.execute(batch[0]!)
-        : this.#session.batch(batch, { type: "unlogged", idempotent: true })
-    yield* Effect.forEach(batches, execute, { concurrency, discard: true })
-    return last.length
+    yield* Effect.forEach(batches, (batch) => this.#writer.execute(batch), { concurrency, discard: true })
+    return this.#last.length
   })
 }
