@@ -111,4 +111,10 @@ describe("turns", () => {
     const id = turnsOf("abcdef").blockId(1_700_000_000_123)
     assert.match(id, /^[0-9a-f]{8}-[0-9a-f]{4}-1[0-9a-f]{3}-[89ab][0-9a-f]{3}-616263646566$/)
   })
+
+  it("never have two blocks of one id, also where the clock stands still", () => {
+    const turns = turnsOf("abcdef")
+    const ids = Array.from({ length: 30_000 }, () => turns.blockId(1_700_000_000_123))
+    assert.strictEqual(new Set(ids).size, ids.length)
+  })
 })

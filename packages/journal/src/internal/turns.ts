@@ -52,7 +52,9 @@ const timeOf = (blockId: string): number =>
 export class Turns {
   readonly #node: Buffer
   readonly #me: string
-  #ticks = 0
+  #blocks = 0
+  /** Left alone, the driver waits for random bytes for each id, which may block and takes as long as all else of it. */
+  readonly #clock = Buffer.alloc(2)
   #run: Run | undefined
   /** When each writer's last block was seen. */
   readonly #writers = new Map<string, number>()
@@ -63,10 +65,11 @@ export class Turns {
     this.#me = name.toString("hex")
   }
 
-  /** The id of a block of this process. */
+  /** The id of a block of this process: whatever its clock says, no other one of a hundred million has it. */
   blockId(now: number): string {
-    this.#ticks = (this.#ticks + 1) % ticksPerMilli
-    return driver.types.TimeUuid.fromDate(new Date(now), this.#ticks, this.#node).toString()
+    const ticks = ++this.#blocks % ticksPerMilli
+    this.#clock.writeUInt16BE(Math.floor(this.#blocks / ticksPerMilli) % 2 ** 14)
+    return driver.types.TimeUuid.fromDate(new Date(now), ticks, this.#node, this.#clock).toString()
   }
 
   /** A block was appended, by whomever. */
