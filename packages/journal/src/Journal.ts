@@ -240,7 +240,7 @@ export interface Appender {
   readonly metadata: Metadata
   /**
    * What to store; `expected` must be a position. Undefined where nothing is to be stored any more: then `onExit` is not
-   * called. Called once, and must not throw.
+   * called. Called once; what it throws is a defect of this append.
    */
   decide(): Append | undefined
   /** Called once, at once or later, and must not throw. If `decide` was not called before, nothing was stored. */

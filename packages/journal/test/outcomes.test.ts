@@ -155,18 +155,20 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
       Effect.gen(function* () {
         yield* journal.head("Later", 0)
         const heard: Array<string> = []
-        const appender = (entityId: string, events: ReadonlyArray<NewEvent> | undefined): Appender => ({
+        const appender = (entityId: string, events: ReadonlyArray<NewEvent> | undefined | "throws"): Appender => ({
           entityType: "Later",
           entityId,
           metadata: {},
           decide: () => {
             heard.push(`${entityId} is asked`)
+            if (events === "throws") throw new Error("boom")
             return events && { entityType: "Later", entityId, expected: { sequence: 0, validThrough: 0 }, events }
           },
           onExit: (exit) => heard.push(`${entityId}: ${Exit.isSuccess(exit) ? exit.value.sequence : exit.cause}`)
         })
         journal.append.unsafe?.(appender("none", undefined))
         journal.append.unsafe?.(appender("empty", []))
+        journal.append.unsafe?.(appender("broken", "throws"))
         journal.append.unsafe?.(
           appender(
             "two",
@@ -174,11 +176,21 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
           )
         )
         journal.append.unsafe?.(appender("bad", [{ type: "$N", payload: 1 }]))
-        const all = Effect.suspend(() => (heard.length === 7 ? Effect.void : Effect.fail("not yet")))
+        const all = Effect.suspend(() => (heard.length === 9 ? Effect.void : Effect.fail("not yet")))
         yield* Effect.retry(all, { schedule: Schedule.spaced("5 millis"), times: 500 })
         assert.sameMembers(
-          heard.map((one) => one.replace(/Cause.*"\$N".*/, "refused")),
-          ["none is asked", "empty is asked", "empty: 0", "two is asked", "two: 2", "bad is asked", "bad: refused"]
+          heard.map((one) => one.replace(/Cause.*"\$N".*/, "refused").replace(/Cause.*boom.*/, "boom")),
+          [
+            "none is asked",
+            "empty is asked",
+            "empty: 0",
+            "broken is asked",
+            "broken: boom",
+            "two is asked",
+            "two: 2",
+            "bad is asked",
+            "bad: refused"
+          ]
         )
       })
     )

@@ -337,9 +337,15 @@ export const makeJournal = Effect.fnUntraced(function* (
   }
 
   const requestOf = (appender: Appender): AppendRequest | undefined => {
-    const append = appender.decide()
-    if (append === undefined) return undefined
-    const request = requestAt(append, appender.metadata)
+    let request: AppendRequest | Exit.Exit<Appended, JournalError>
+    try {
+      const append = appender.decide()
+      if (append === undefined) return undefined
+      request = requestAt(append, appender.metadata)
+    } catch (defect) {
+      // The log goes on for all others.
+      request = Exit.die(defect)
+    }
     if (!Exit.isExit(request)) return request
     appender.onExit(request)
     return undefined
