@@ -2,11 +2,31 @@ import { assert, layer } from "@effect/vitest"
 import { Journal } from "@effect-cassandra/journal/Journal"
 import { DataCorrupt, JournalError } from "@effect-cassandra/journal/JournalError"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
-import { cql } from "@effect-cassandra/session/Statement"
+import { cql, make as statement } from "@effect-cassandra/session/Statement"
 import { Effect, Layer, Metric, Stream, Tracer } from "effect"
 import * as Processor from "../src/Processor.ts"
 import { ReadSide } from "../src/ReadSide.ts"
 import { Added, added, append, eventually, Live, oneOfEachShard } from "./fixture.ts"
+
+/** Keeps, for each entity, its last amount. */
+const lastAmounts = (name: string, entityType: string) =>
+  Processor.make(name, {
+    entityType,
+    events: [Added],
+    tables: [`CREATE TABLE IF NOT EXISTS ${name} (id text PRIMARY KEY, amount int)`],
+    handlers: {
+      Added: ({ amount }, { entityId }) =>
+        statement(`INSERT INTO ${name} (id, amount) VALUES (?, ?)`, [entityId, amount])
+    }
+  })
+
+/** Stores events with the amounts from the one to before the other, a thousand at once. */
+const appendAmounts = (entityType: string, id: string, from: number, to: number) =>
+  Effect.gen(function* () {
+    for (let i = from; i < to; i += 1000) {
+      yield* append(entityType, id, ...Array.from({ length: 1000 }, (_, j) => added(i + j)))
+    }
+  })
 
 layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("observability", (it) => {
   it.effect(
@@ -102,17 +122,8 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("observability"
     Effect.gen(function* () {
       const [id] = yield* oneOfEachShard
       const session = yield* CassandraSession
-      const behind = Processor.make("behind", {
-        entityType: "Behind",
-        events: [Added],
-        tables: ["CREATE TABLE IF NOT EXISTS behind (id text PRIMARY KEY, amount int)"],
-        handlers: {
-          Added: ({ amount }, { entityId }) => cql`INSERT INTO behind (id, amount) VALUES (${entityId}, ${amount})`
-        }
-      })
-      for (let i = 0; i < 12; i++) {
-        yield* append("Behind", id!, ...Array.from({ length: 1000 }, (_, j) => added(1000 * i + j)))
-      }
+      const behind = lastAmounts("behind", "Behind")
+      yield* appendAmounts("Behind", id!, 0, 12_000)
       yield* Effect.gen(function* () {
         const rows = session.execute<{ amount: number }>(cql`SELECT amount FROM behind WHERE id = ${id!}`)
         yield* eventually(Effect.map(rows, ([row]) => assert.strictEqual(row?.amount, 11_999)))
@@ -127,7 +138,6 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("observability"
 
   it.effect("of many events that are written together, the one whose statement Cassandra refuses is found", () =>
     Effect.gen(function* () {
-      const [good, bad] = ["good", "bad"]
       const session = yield* CassandraSession
       const sorted = Processor.make("sorted", {
         entityType: "Sorted",
@@ -140,10 +150,9 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("observability"
             cql`INSERT INTO sorted (id, amount) VALUES (${amount < 0 ? "" : entityId}, ${amount})`
         }
       })
-      const some = (i: number) => Array.from({ length: 1000 }, (_, j) => added(1000 * i + j))
-      for (let i = 0; i < 6; i++) yield* append("Sorted", good!, ...some(i))
-      yield* append("Sorted", bad!, added(1), added(-1), added(2))
-      for (let i = 6; i < 8; i++) yield* append("Sorted", good!, ...some(i))
+      yield* appendAmounts("Sorted", "good", 0, 6000)
+      yield* append("Sorted", "bad", added(1), added(-1), added(2))
+      yield* appendAmounts("Sorted", "good", 6000, 8000)
       const rows = session.execute<{ id: string; amount: number }>(cql`SELECT id, amount FROM sorted`)
       yield* Effect.gen(function* () {
         yield* eventually(
@@ -187,17 +196,8 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("observability"
             )
         })
       )
-      const before = Processor.make("before", {
-        entityType: "Before",
-        events: [Added],
-        tables: ["CREATE TABLE IF NOT EXISTS before (id text PRIMARY KEY, amount int)"],
-        handlers: {
-          Added: ({ amount }, { entityId }) => cql`INSERT INTO before (id, amount) VALUES (${entityId}, ${amount})`
-        }
-      })
-      for (let i = 0; i < 6; i++) {
-        yield* append("Before", id!, ...Array.from({ length: 1000 }, (_, j) => added(1000 * i + j)))
-      }
+      const before = lastAmounts("before", "Before")
+      yield* appendAmounts("Before", id!, 0, 6000)
       const rows = session.execute<{ amount: number }>(cql`SELECT amount FROM before WHERE id = ${id!}`)
       yield* eventually(Effect.map(rows, ([row]) => assert.strictEqual(row?.amount, readable - 1))).pipe(
         Effect.provide(ReadSide.layer([before], { maxBackOff: "50 millis" }).pipe(Layer.provide(Damaged)))

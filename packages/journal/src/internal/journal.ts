@@ -214,8 +214,10 @@ export const makeJournal = Effect.fnUntraced(function* (
       return log
     }).pipe(starting.withPermits(1), Effect.uninterruptible)
 
+  const startedLog = (entityType: string, shard: number) => types.get(entityType)?.logs[shard]
+
   const logOf = (entityType: string, shard: number): Effect.Effect<ShardLog, JournalError> => {
-    const log = types.get(entityType)?.logs[shard]
+    const log = startedLog(entityType, shard)
     return log === undefined ? startLog(entityType, shard) : Effect.succeed(log)
   }
 
@@ -354,7 +356,7 @@ export const makeJournal = Effect.fnUntraced(function* (
   const appendUnsafe = (appender: Appender): void => {
     const { entityId, entityType } = appender
     const shard = shardOf(entityId)
-    const log = types.get(entityType)?.logs[shard]
+    const log = startedLog(entityType, shard)
     if (log !== undefined) {
       log.appendLater(appender, requestOf)
       return
@@ -394,7 +396,7 @@ export const makeJournal = Effect.fnUntraced(function* (
     )
 
   const isCurrent = ({ entityId, entityType }: EntityKey, { sequence, validThrough }: Position) =>
-    types.get(entityType)?.logs[shardOf(entityId)]?.isCurrent(entityId, sequence, validThrough) ?? false
+    startedLog(entityType, shardOf(entityId))?.isCurrent(entityId, sequence, validThrough) ?? false
 
   const saveSnapshot = Effect.fnUntraced(function* (entity: EntityKey, snapshot: Snapshot, removeThrough: number) {
     const { entityId, entityType } = entity

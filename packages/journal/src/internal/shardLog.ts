@@ -470,17 +470,14 @@ export class ShardLog {
   /** Takes from the queue what fits into one block and is still current; tells the others to load again. */
   #take(): Array<Ready> {
     const taken: Array<Ready> = []
-    let left: Array<Pending> = []
+    const left: Array<Pending> = []
     const outdated: Array<Ready> = []
     const inBlock = new Map<string, number>()
     let count = 0
     let blockSize = 0
-    for (let i = 0; i < this.#pending.length; i++) {
+    let i = 0
+    for (; i < this.#pending.length && i < maxAsked; i++) {
       const pending = this.#pending[i]!
-      if (i === maxAsked) {
-        left = left.concat(this.#pending.slice(i))
-        break
-      }
       if (!pending.isReady()) continue
       const { entityId, events, expected, floating, size, validThrough } = pending.request
       const ahead = inBlock.get(entityId)
@@ -493,7 +490,6 @@ export class ShardLog {
         count > 0 &&
         (count + events.length > this.#limits.maxBlockEvents || blockSize + size > this.#limits.maxBlockSize)
       ) {
-        left = left.concat(this.#pending.slice(i))
         break
       }
       // What contradicts an append of this block is decided when the block has been stored, or has not.
@@ -508,7 +504,7 @@ export class ShardLog {
       taken.push(pending)
     }
     // Before anybody is answered, for who is answered may ask again at once.
-    this.#pending = left
+    this.#pending = left.concat(this.#pending.slice(i))
     for (const one of outdated) one.answer(Exit.fail(this.conflict(one.request.entityId, one.request.expected)))
     return taken
   }

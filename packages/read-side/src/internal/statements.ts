@@ -169,12 +169,10 @@ export const statements = (name: string, definition: Definition) => {
       if (Result.isSuccess(written)) return { done, written: written.success, failure }
       const error = written.failure
       // What may pass is nobody's fault.
-      if (error.isRetryable)
-        return { done: before, written: 0, failure: { error: storeFailure(error), event: undefined } }
-      const taken = events.filter(({ offset }) => offset <= done)
-      return taken.length === 1
-        ? { done: before, written: 0, failure: { error: storeFailure(error), event: taken[0] } }
-        : yield* oneByOne(events)
+      const taken = error.isRetryable ? [] : events.filter(({ offset }) => offset <= done)
+      return taken.length > 1
+        ? yield* oneByOne(events)
+        : { done: before, written: 0, failure: { error: storeFailure(error), event: taken[0] } }
     })
 
     /** Finds the event that the others must not wait for. */

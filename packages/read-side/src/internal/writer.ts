@@ -235,15 +235,15 @@ export class Batch {
 
   /** Takes in the writes of an event, whose tables are known; or none of them, where one must not be executed. */
   add(writes: ReadonlyArray<Write>): Refused | undefined {
-    for (const write of writes) {
-      const plan = this.#planOf(write)
-      const why = this.#writer.problem(write, plan, rowOf(write, plan))
+    const identified = writes.map((write) => rowOf(write, this.#planOf(write)))
+    for (const [i, write] of writes.entries()) {
+      const why = this.#writer.problem(write, this.#planOf(write), identified[i])
       if (why !== undefined) return { write, why }
     }
-    for (const write of writes) {
+    for (const [i, write] of writes.entries()) {
       const { statement, stamp } = write
       const plan = this.#planOf(write)
-      const row = plan.analysis.replaces && !statement.params.includes(undefined) ? rowOf(write, plan) : undefined
+      const row = plan.analysis.replaces && !statement.params.includes(undefined) ? identified[i] : undefined
       let rows = this.#rows.get(plan)
       if (rows === undefined) {
         rows = new Map()
