@@ -30,7 +30,7 @@ const append = (entityId: string) =>
       entityType: "Noted",
       entityId,
       expected: "any",
-      events: [{ type: "Noted", payload: { note } }]
+      events: [{ type: "Noted", payload: { note: note() } }]
     })
   )
 

@@ -51,7 +51,7 @@ const journalAppend = Effect.gen(function* () {
             ...key,
             expected,
             events: [
-              { type: "Deposited", payload: { _tag: "Deposited", cents: 100, balance: expected.sequence, note } }
+              { type: "Deposited", payload: { _tag: "Deposited", cents: 100, balance: expected.sequence, note: note() } }
             ]
           }),
           (position) => {
@@ -107,7 +107,7 @@ const reading = Effect.gen(function* () {
   const entities = 200
   const key = (i: number) => ({ entityType: "Read", entityId: `account-${i}` })
   const long = { entityType: "Read", entityId: "long" }
-  const event = (balance: number) => codec.encode(Deposited.make({ cents: 100, balance, note }))
+  const event = (balance: number) => codec.encode(Deposited.make({ cents: 100, balance, note: note() }))
   const journalOf = Journal.layer({ shards: 1 })
   yield* Effect.gen(function* () {
     const journal = yield* Journal

@@ -5,8 +5,22 @@ import { CassandraServer, type Connection } from "@effect-cassandra/testing/Cass
 import driver from "cassandra-driver"
 import { Effect, Layer, Schema } from "effect"
 
-/** About 200 bytes of JSON, as in the figures of other toolkits. */
-export const note = "x".repeat(150)
+const words =
+  "account annual bonus books building by card coffee contract customer dinner energy february flight for from grocery hotel insurance internet invoice market monthly north number office order payment phone reference refund rent salary savings shipping south standing street supplier taxi thanks the ticket to train transfer water with your".split(
+    " "
+  )
+const word = () => (Math.random() < 0.2 ? Math.floor(Math.random() * 100_000) : words[Math.floor(Math.random() * words.length)])
+const notes = Array.from({ length: 10_000 }, () =>
+  `${crypto.randomUUID()} ${Array.from({ length: 40 }, word).join(" ")}`.slice(0, 150)
+)
+
+let next = 0
+
+/**
+ * 150 characters, each time other ones: an event is about 200 bytes of JSON, as in the figures of other toolkits, and no more
+ * like its neighbours than real ones are.
+ */
+export const note = (): string => notes[next++ % notes.length]!
 
 /** The event of the comparisons. */
 export const Deposited = Schema.TaggedStruct("Deposited", {
@@ -133,7 +147,7 @@ export const plainInsert = Effect.fnUntraced(function* (connection: Connection) 
   return (count: number, millis: number) =>
     Effect.promise(() =>
       bare(count, millis, (loop) => {
-        const event = JSON.stringify({ _tag: "Deposited", cents: 100, balance: sequence, note })
+        const event = JSON.stringify({ _tag: "Deposited", cents: 100, balance: sequence, note: note() })
         return client.execute(insert, [`account-${loop}`, driver.types.Long.fromNumber(sequence++), event], {
           prepare: true,
           isIdempotent: true
@@ -156,7 +170,7 @@ export const conditionalUpdate = Effect.fnUntraced(function* (connection: Connec
     Effect.promise(() =>
       bare(count, millis, async (loop) => {
         const head = heads[loop] ?? 0
-        const event = JSON.stringify({ _tag: "Deposited", cents: 100, balance: head, note })
+        const event = JSON.stringify({ _tag: "Deposited", cents: 100, balance: head, note: note() })
         const next = Long.fromNumber(head + 1)
         const expected = head === 0 ? null : Long.fromNumber(head)
         const result = await client.execute(update, [next, event, `account-${loop}`, next, expected], {

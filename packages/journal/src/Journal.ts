@@ -60,9 +60,18 @@ export interface Options {
   readonly encoding?: Encoding | undefined
   /** Encodings of payloads stored before, beside `encoding`. */
   readonly encodings?: ReadonlyArray<Encoding> | undefined
+  /**
+   * How blocks of many events stand in the log: `"zstd"` (those of more than 4096 characters; a quarter of the bytes for the
+   * network and the replicas) or `"none"`, for logs that other programs read in the database. Both are read, whatever is
+   * set. Default: `"zstd"`.
+   */
+  readonly compression?: Compression | undefined
   /** Characters of JSON that one event may have. Default: 1 MiB. */
   readonly maxEventSize?: number | undefined
 }
+
+/** Of the blocks of a log. */
+export type Compression = "zstd" | "none"
 
 /** How far back a journal knows commands again. */
 export interface CommandWindow {
@@ -384,7 +393,7 @@ const makeCassandra = Effect.fnUntraced(function* (options: Options) {
   )
   const serialConsistency = options.serialConsistency ?? "SERIAL"
   return yield* makeJournal(
-    cassandraStore(session, serialConsistency),
+    cassandraStore(session, serialConsistency, options.compression),
     options,
     {},
     serialConsistency === "LOCAL_SERIAL" ? dataCenter : null

@@ -431,6 +431,62 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
     )
   })
 
+  it.effect("large blocks are packed where nothing else is set; deleted payloads are in neither form", () =>
+    Effect.gen(function* () {
+      const session = yield* CassandraSession
+      const log = session.execute<{ entity_type: string; events: string | null; events_zstd: Buffer | null }>(
+        cql`SELECT entity_type, events, events_zstd FROM event_log`
+      )
+      const stored = (entityType: string) =>
+        Effect.map(log, (rows) =>
+          rows
+            .filter((row) => row.entity_type === entityType && (row.events ?? row.events_zstd) !== null)
+            .map(({ events, events_zstd }) => [events?.length, events_zstd?.length])
+        )
+      const note = "well done ".repeat(10)
+      const batch = (n: number) => Array.from({ length: n }, (_, i) => ({ type: "Noted", payload: { i, note } }))
+      for (const [entityType, compression] of [
+        ["Packed", undefined],
+        ["Plain", "none"]
+      ] as const) {
+        const key = { entityType, entityId: "x" }
+        yield* run({ ...options, bucketSize: 1000, compression }, (journal) =>
+          Effect.gen(function* () {
+            yield* journal.append({ ...key, expected: "none", events: batch(3) })
+            yield* journal.append({ ...key, expected: 3, events: batch(100) })
+          })
+        )
+        const [[small], [large, packed]] = (yield* stored(entityType)) as [Array<number>, Array<number | undefined>]
+        assert.isBelow(small!, 500)
+        if (compression === "none") assert.isAbove(large!, 13_000)
+        else {
+          assert.isUndefined(large)
+          assert.isBelow(packed!, 1500)
+        }
+        // Whoever is set otherwise reads it, and deletes from it.
+        yield* run({ ...options, bucketSize: 1000, compression: compression === "none" ? "zstd" : "none" }, (journal) =>
+          Effect.gen(function* () {
+            const shard = journal.shardOf("x")
+            const read = yield* Stream.runCollect(journal.currentEvents(entityType, shard, 0))
+            assert.deepStrictEqual(
+              read.map(({ payload }) => payload),
+              [...batch(3), ...batch(100)].map(({ payload }) => payload)
+            )
+            yield* journal.delete(key)
+            assert.strictEqual((yield* journal.load(key)).deletedThrough, 103)
+          })
+        )
+        const left = yield* stored(entityType)
+        assert.deepStrictEqual(
+          left.map(([, packed]) => packed),
+          [undefined, undefined, undefined]
+        )
+        for (const row of yield* log)
+          if (row.entity_type === entityType) assert.notInclude(row.events ?? "", "well done")
+      }
+    })
+  )
+
   it.effect("two index rows that overlap, as two processes write them, are one history", () =>
     Effect.gen(function* () {
       const key = { entityType: "Overlap", entityId: "o" }

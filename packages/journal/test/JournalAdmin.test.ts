@@ -154,6 +154,11 @@ const damages: ReadonlyArray<Damage> = [
     { kind: "unreadable", table: "event_log", offset: 9, message: /block of events 7 to 9 is damaged: .*SyntaxError/ }
   ],
   [
+    "a block whose packed text is damaged",
+    (type) => setBlock(type, 9, "events_zstd", () => Buffer.from(rubbish)),
+    { kind: "unreadable", table: "event_log", offset: 9, message: /block of events 7 to 9 is damaged: .*not zstd/ }
+  ],
+  [
     "a block that is JSON of something else",
     (type) => setBlock(type, 9, "events", () => `{"events":1}`),
     { kind: "unreadable", offset: 9, message: /no list of events/ }
@@ -856,7 +861,7 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("JournalAdmin",
       yield* fill(entityType)
       yield* fill(other)
       // The backup: rows with their write timestamps.
-      const columns = ["block_id", "stamp", "written", "revision", "events", "head"]
+      const columns = ["block_id", "stamp", "written", "revision", "events", "events_zstd", "head"]
       const times = columns.map((name) => `WRITETIME(${name}) AS t_${name}`)
       const backup = yield* cql(
         `SELECT entity_type, shard, generation, bucket, part, offset, ${columns}, ${times} FROM event_log`

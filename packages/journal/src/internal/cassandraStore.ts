@@ -1,6 +1,8 @@
 import type { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import { make, type Options, type SerialConsistency } from "@effect-cassandra/session/Statement"
 import { Effect } from "effect"
+import type { Compression } from "../Journal.ts"
+import { pack, unpack } from "./pack.ts"
 import type { IndexRow, LogId, Place, Store, TypeRecord } from "./store.ts"
 
 /** Of the log's key: a later one can have more shards. */
@@ -14,7 +16,7 @@ export const tables = [
      epoch int, index_generation int)`,
   `CREATE TABLE IF NOT EXISTS event_log (
      entity_type text, shard int, generation int, bucket bigint, part int, head bigint STATIC,
-     offset bigint, block_id timeuuid, stamp bigint, written bigint, revision int, events text,
+     offset bigint, block_id timeuuid, stamp bigint, written bigint, revision int, events text, events_zstd blob,
      PRIMARY KEY ((entity_type, shard, generation, bucket, part), offset))
    WITH compaction = {'class': 'SizeTieredCompactionStrategy', 'min_threshold': 16}`,
   `CREATE TABLE IF NOT EXISTS entity_events (
@@ -59,7 +61,11 @@ export const dataCenterOf = (session: CassandraSession["Service"]) =>
 const epochStep = 10n ** 13n
 
 /** The store in the keyspace of a session. */
-export const cassandraStore = (session: CassandraSession["Service"], serialConsistency: SerialConsistency): Store => {
+export const cassandraStore = (
+  session: CassandraSession["Service"],
+  serialConsistency: SerialConsistency,
+  compression: Compression = "zstd"
+): Store => {
   const quorum = serialConsistency === "SERIAL" ? "QUORUM" : "LOCAL_QUORUM"
   const conditional: Options = { consistency: quorum, serialConsistency }
   const serialRead: Options = { consistency: serialConsistency }
@@ -139,11 +145,13 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
         ({ applied }) => applied
       ),
 
-    appendBlock: (log, block) =>
-      Effect.map(
+    appendBlock: (log, block) => {
+      const events = compression === "none" ? block.events : pack(block.events)
+      const column = typeof events === "string" ? "events" : "events_zstd"
+      return Effect.map(
         session.applied<{ head: bigint | null; block_id: { toString(): string } | null }>(
           make(
-            `UPDATE event_log SET head = ?, block_id = ?, stamp = ?, written = ?, events = ?
+            `UPDATE event_log SET head = ?, block_id = ?, stamp = ?, written = ?, ${column} = ?
              WHERE ${of} AND offset = ?
              IF head = ? AND block_id = null`,
             [
@@ -151,7 +159,7 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
               block.blockId,
               BigInt(block.stamp),
               BigInt(block.written),
-              block.events,
+              events,
               ...keyOf(log, block.place),
               BigInt(block.offset),
               block.head === null ? null : BigInt(block.head)
@@ -167,7 +175,8 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
                 head: outcome.current.head == null ? null : Number(outcome.current.head),
                 blockId: outcome.current.block_id == null ? null : outcome.current.block_id.toString()
               }
-      ),
+      )
+    },
 
     readHead: (log, place, serial) =>
       Effect.map(
@@ -185,10 +194,11 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
           stamp: bigint
           written: bigint
           revision: number | null
-          events: string
+          events: string | null
+          events_zstd: Buffer | null
         }>(
           make(
-            `SELECT offset, block_id, stamp, written, revision, events FROM event_log
+            `SELECT offset, block_id, stamp, written, revision, events, events_zstd FROM event_log
              WHERE ${of} AND offset > ? LIMIT ?`,
             [...keyOf(log, place), BigInt(after), limit],
             serial ? serialRead : plainRead
@@ -201,7 +211,7 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
             stamp: Number(row.stamp),
             written: Number(row.written),
             revision: row.revision ?? 0,
-            events: row.events
+            events: row.events_zstd === null ? row.events! : unpack(row.events_zstd)
           }))
       ),
 
@@ -209,7 +219,7 @@ export const cassandraStore = (session: CassandraSession["Service"], serialConsi
       Effect.map(
         session.applied(
           make(
-            `UPDATE event_log SET events = ?, revision = ? WHERE ${of} AND offset = ? IF revision = ?`,
+            `UPDATE event_log SET events = ?, events_zstd = null, revision = ? WHERE ${of} AND offset = ? IF revision = ?`,
             [
               block.events,
               block.revision + 1,
