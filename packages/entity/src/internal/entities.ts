@@ -5,7 +5,18 @@ import { isDeepStrictEqual } from "node:util"
 import type { StoredEvent } from "@effect-cassandra/journal/EventCodec"
 import type { Append, Appended, Journal, LogPosition } from "@effect-cassandra/journal/Journal"
 import type { JournalError } from "@effect-cassandra/journal/JournalError"
-import { Cause, type Clock, Context, Effect, Exit, Fiber, Latch, type Scope, Semaphore, Tracer } from "effect"
+import {
+  Cause,
+  type Clock,
+  Context,
+  Effect,
+  Exit,
+  Fiber,
+  Latch,
+  PartitionedSemaphore,
+  type Scope,
+  Tracer
+} from "effect"
 import {
   CommandIdReused,
   CommandTimeout,
@@ -65,15 +76,16 @@ export class Entities<State> implements Turns<State> {
   readonly #instances = new Map<string, Instance<State>>()
   /** Commands under way, the oldest first: all have the same time to be answered. */
   readonly #asks = new Asks<State>()
-  readonly #recovering: Semaphore.Semaphore
-  readonly #saving = Semaphore.makeUnsafe(snapshotWrites)
+  /** Thousands may wait: a Semaphore would look at all of them each time that one is through. */
+  readonly #recovering: PartitionedSemaphore.PartitionedSemaphore<"all">
+  readonly #saving = PartitionedSemaphore.makeUnsafe<"all">({ permits: snapshotWrites })
   #closing = false
   readonly #finished = Latch.makeUnsafe(true)
 
   constructor(env: Environment<State>) {
     this.#env = env
     this.entityType = env.model.entityType
-    this.#recovering = Semaphore.makeUnsafe(env.settings.maxRecoveries)
+    this.#recovering = PartitionedSemaphore.makeUnsafe({ permits: env.settings.maxRecoveries })
   }
 
   get active(): number {
@@ -639,7 +651,7 @@ export class Entities<State> implements Turns<State> {
           return fail(new RecoveryTimeout({ entityType: this.entityType, entityId, millis, message }))
         }
       }),
-      this.#recovering.withPermits(1),
+      this.#recovering.withPermit("all"),
       Effect.tap(({ state }) => {
         metrics.recoveries++
         if (instance.recovered || recovered === undefined) return Effect.void
@@ -664,7 +676,7 @@ export class Entities<State> implements Turns<State> {
         removed
       )
     ).pipe(
-      this.#saving.withPermits(1),
+      this.#saving.withPermit("all"),
       Effect.tap(() => {
         metrics.snapshots++
         return Effect.void
