@@ -26,7 +26,7 @@ const { values } = parseArgs({
   options: {
     ...timing("150"),
     inFlight: { type: "string", default: "1,100,1000,10000" },
-    shards: { type: "string", default: "2" },
+    shards: { type: "string", default: "3" },
     nodes: { type: "string", default: "1" },
     growth: { type: "string", default: "0" }
   }

@@ -31,7 +31,7 @@ export type Json = Schema.Json
 
 /** Settings of a journal. Those marked "recorded" are fixed when an entity type is first used. */
 export interface Options {
-  /** Logs per entity type; recorded. Default: 2. Few logs make large blocks: README.md says when to take more. */
+  /** Logs per entity type; recorded. Default: 3. Few logs make large blocks: README.md says when to take more. */
   readonly shards?: number | undefined
   /**
    * Who agrees on an append: the replicas of all data centres, or those of the local one, in which case only this data

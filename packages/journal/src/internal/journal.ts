@@ -64,7 +64,7 @@ export const makeJournal = Effect.fnUntraced(function* (
   dataCenter: string | null = null
 ) {
   const services = yield* Effect.context<never>()
-  const shards = options.shards ?? 2
+  const shards = options.shards ?? 3
   const wanted: TypeRecord = {
     shards,
     serialConsistency: options.serialConsistency ?? "SERIAL",
