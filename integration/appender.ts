@@ -74,7 +74,11 @@ const work = Effect.fnUntraced(function* (name: string, work: Work) {
     const id = `${name}-${count++}`
     const append = (expected: Position | "any"): Effect.Effect<void> =>
       Effect.matchEffect(
-        journal.append({ ...key, expected, events: [{ type: "Deposited", payload: { cents: 100, id, note: note() } }] }),
+        journal.append({
+          ...key,
+          expected,
+          events: [{ type: "Deposited", payload: { cents: 100, id, note: note() } }]
+        }),
         {
           onSuccess: (position) => {
             stored++

@@ -52,7 +52,10 @@ const AccountLive = Account.layer(
     apply: (_, { balance }) => ({ balance }),
     commands: {
       Deposit: ({ balance }, { cents }) =>
-        Decision.persist({ _tag: "Deposited", cents, balance: balance + cents, note: note() }, (after) => after.balance),
+        Decision.persist(
+          { _tag: "Deposited", cents, balance: balance + cents, note: note() },
+          (after) => after.balance
+        ),
       Peek: ({ balance }) => Decision.reply(balance),
       Balance: ({ balance }) => Decision.reply(balance)
     }

@@ -51,7 +51,10 @@ const journalAppend = Effect.gen(function* () {
             ...key,
             expected,
             events: [
-              { type: "Deposited", payload: { _tag: "Deposited", cents: 100, balance: expected.sequence, note: note() } }
+              {
+                type: "Deposited",
+                payload: { _tag: "Deposited", cents: 100, balance: expected.sequence, note: note() }
+              }
             ]
           }),
           (position) => {

@@ -9,7 +9,8 @@ const words =
   "account annual bonus books building by card coffee contract customer dinner energy february flight for from grocery hotel insurance internet invoice market monthly north number office order payment phone reference refund rent salary savings shipping south standing street supplier taxi thanks the ticket to train transfer water with your".split(
     " "
   )
-const word = () => (Math.random() < 0.2 ? Math.floor(Math.random() * 100_000) : words[Math.floor(Math.random() * words.length)])
+const word = () =>
+  Math.random() < 0.2 ? Math.floor(Math.random() * 100_000) : words[Math.floor(Math.random() * words.length)]
 const notes = Array.from({ length: 10_000 }, () =>
   `${crypto.randomUUID()} ${Array.from({ length: 40 }, word).join(" ")}`.slice(0, 150)
 )
