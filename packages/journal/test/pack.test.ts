@@ -1,6 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Schema } from "effect"
+import { Effect, Layer, Schema } from "effect"
 import { pack, unpack } from "../src/internal/pack.ts"
+import { Journal } from "../src/Journal.ts"
 
 const below = (max: number) => Schema.Int.check(Schema.isBetween({ minimum: 0, maximum: max - 1 }))
 
@@ -17,6 +18,7 @@ describe("the text of a block", () => {
     const packed = pack(text)
     assert.strictEqual(typeof packed === "string", text.length < 4096)
     assert.strictEqual(typeof packed === "string" ? packed : unpack(packed), text)
+    assert.deepStrictEqual(pack(text), packed)
   })
 
   it("is less than half as large where its events are like one another", () => {
@@ -30,6 +32,17 @@ describe("the text of a block", () => {
     // There are bits that mean nothing.
     if (text !== large) assert.throws(() => JSON.parse(text), /not zstd/)
   })
+
+  it.effect("is packed in one way or not at all", () =>
+    Effect.gen(function* () {
+      const compression = "gzip" as "zstd"
+      const defect = yield* Effect.catchDefect(
+        Effect.scoped(Layer.build(Journal.layerMemory({ compression }))),
+        Effect.succeed
+      )
+      assert.match(`${defect}`, /RangeError: compression is "gzip", it must be "zstd" or "none"/)
+    })
+  )
 
   it("is not made up where bytes are missing", () => {
     for (const length of [0, 1, 100, packed.length - 5, packed.length - 1]) {

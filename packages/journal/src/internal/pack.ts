@@ -7,7 +7,10 @@ const params = { [constants.ZSTD_c_compressionLevel]: 1, [constants.ZSTD_c_check
 /** What JSON of events is packed to seldom is less than this part of it: most texts come back in one piece. */
 const usualRatio = 5
 
-/** The text itself, or its bytes packed. At once: it takes less time than the text took to be made of its events. */
+/**
+ * The text itself, or its bytes packed: always the same, for a block may have to be sent again. At once, as it takes less time
+ * than the text took to be made of its events.
+ */
 export const pack = (text: string): string | Buffer =>
   text.length < minPacked ? text : zstdCompressSync(text, { params })
 
