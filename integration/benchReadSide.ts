@@ -13,7 +13,7 @@ import { cql } from "@effect-cassandra/session/Statement"
 import { CassandraServer, type Connection } from "@effect-cassandra/testing/CassandraServer"
 import driver from "cassandra-driver"
 import { Effect, Fiber, Layer, Schema } from "effect"
-import { ServerLive } from "./benchmark.ts"
+import { note, ServerLive } from "./benchmark.ts"
 
 const { values } = parseArgs({
   options: {
@@ -25,7 +25,6 @@ const { values } = parseArgs({
   }
 })
 
-const note = "x".repeat(100)
 const Deposited = Schema.TaggedStruct("Deposited", { cents: Schema.Int, at: Schema.Finite, note: Schema.String })
 
 const view = (name: string, entityType: string) =>
@@ -57,12 +56,12 @@ const deposit = (entityType: string, entityId: string, count = 1) =>
     const journal = yield* Journal
     const key = `${entityType} ${entityId}`
     const expected = positions.get(key) ?? (yield* journal.load({ entityType, entityId }))
-    const payload = { cents: 1, at: now(), note }
+    const at = now()
     const position = yield* journal.append({
       entityType,
       entityId,
       expected,
-      events: Array.from({ length: count }, () => ({ type: "Deposited", payload }))
+      events: Array.from({ length: count }, () => ({ type: "Deposited", payload: { cents: 1, at, note: note() } }))
     })
     positions.set(key, position)
     return position.sequence
@@ -266,7 +265,7 @@ const bareDriver = (count: number) =>
         Array.from({ length: 160 }, async () => {
           while (next < count) {
             const i = next++
-            await client.execute(insert, ["bare", `account-${i % 100}`, driver.types.Long.fromNumber(i), 1, note], {
+            await client.execute(insert, ["bare", `account-${i % 100}`, driver.types.Long.fromNumber(i), 1, note()], {
               prepare: true
             })
           }

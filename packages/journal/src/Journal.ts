@@ -61,7 +61,7 @@ export interface Options {
   /** Encodings of payloads stored before, beside `encoding`. */
   readonly encodings?: ReadonlyArray<Encoding> | undefined
   /**
-   * How blocks of many events stand in the log: `"zstd"` (those of more than 4096 characters; a quarter of the bytes for the
+   * How blocks of many events stand in the log: `"zstd"` (those of 4096 characters or more; a quarter of the bytes for the
    * network and the replicas) or `"none"`, for logs that other programs read in the database. Both are read, whatever is
    * set. Default: `"zstd"`.
    */

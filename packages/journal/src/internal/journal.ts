@@ -86,8 +86,8 @@ export const makeJournal = Effect.fnUntraced(function* (
       return yield* Effect.die(new RangeError(`${setting} is ${value}, it must be a whole number from 1 to ${max}`))
     }
   }
-  const { compression = "zstd" } = options
-  if (compression !== "zstd" && compression !== "none") {
+  const { compression } = options
+  if (compression !== undefined && compression !== "zstd" && compression !== "none") {
     return yield* Effect.die(
       new RangeError(`compression is ${JSON.stringify(compression)}, it must be "zstd" or "none"`)
     )
