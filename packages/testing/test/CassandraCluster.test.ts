@@ -243,22 +243,32 @@ describe("the nodes of a program that is killed", () => {
           import { Effect, Layer } from "effect"
           import { CassandraCluster } from "@effect-cassandra/testing/CassandraCluster"
           await Effect.runPromise(Layer.launch(CassandraCluster.layer({ heap: "400M", jvm: ["-XX:TieredStopAtLevel=1"] })))`
-        const parent = spawn(
-          process.execPath,
-          ["--conditions=@effect-cassandra/source", "--input-type=module", "--eval", program],
-          {
-            cwd: fileURLToPath(new URL("..", import.meta.url)),
-            stdio: "ignore",
-            env: { ...process.env, TMPDIR: folder }
-          }
+        const parent = yield* Effect.acquireRelease(
+          Effect.sync(() =>
+            spawn(
+              process.execPath,
+              ["--conditions=@effect-cassandra/source", "--input-type=module", "--eval", program],
+              {
+                cwd: fileURLToPath(new URL("..", import.meta.url)),
+                stdio: "ignore",
+                env: { ...process.env, TMPDIR: folder }
+              }
+            )
+          ),
+          (child) => Effect.sync(() => child.kill("SIGKILL"))
         )
         const mine = Effect.sync(() => processesOf(`-Dcassandra.storagedir=${folder}`))
-        // Each is a shell and a Java, and one more shell that watches.
+        const javaOf = (pids: ReadonlyArray<string>) =>
+          pids.filter((pid) => readFileSync(`/proc/${pid}/comm`, "utf8").trim() === "java")
+        // Each is a shell and a Java, which is a shell at first, and one more shell that watches.
         const found = yield* mine.pipe(
-          Effect.repeat({ schedule: Schedule.spaced("50 millis"), until: (pids) => pids.length >= 9 }),
+          Effect.repeat({
+            schedule: Schedule.spaced("50 millis"),
+            until: (pids) => pids.length >= 9 && javaOf(pids).length >= 3
+          }),
           Effect.timeout("90 seconds")
         )
-        const java = found.filter((pid) => readFileSync(`/proc/${pid}/comm`, "utf8").trim() === "java")
+        const java = javaOf(found)
         assert.strictEqual(java.length, 3)
         process.kill(Number(java[1]), "SIGSTOP")
         parent.kill("SIGKILL")
