@@ -27,6 +27,10 @@ export const tables = [
      PRIMARY KEY ((entity_type, shard, generation)))`,
   `CREATE TABLE IF NOT EXISTS log_heads (
      entity_type text, shard int, offset bigint, PRIMARY KEY (entity_type, shard))`,
+  `CREATE TABLE IF NOT EXISTS turn_claims (
+     entity_type text, shard int, writer text, offset bigint,
+     PRIMARY KEY ((entity_type, shard), writer))
+   WITH default_time_to_live = 10 AND gc_grace_seconds = 3600`,
   `CREATE TABLE IF NOT EXISTS snapshots (
      entity_type text, entity_id text, sequence bigint, offset bigint, epoch int, version int, state text,
      encoding text, saved_at timestamp,
@@ -311,6 +315,29 @@ export const cassandraStore = (
           ])
         ),
         { type: "unlogged", consistency: quorum, idempotent: true }
+      ),
+
+    readClaims: (log) =>
+      Effect.map(
+        session.execute<{ writer: string; offset: bigint }>(
+          make(
+            "SELECT writer, offset FROM turn_claims WHERE entity_type = ? AND shard = ?",
+            [log.entityType, log.shard],
+            plainRead
+          )
+        ),
+        (rows) => rows.map(({ offset, writer }) => [writer, Number(offset)] as const)
+      ),
+
+    claimTurn: (log, writer, offset) =>
+      Effect.asVoid(
+        session.execute(
+          make(
+            "INSERT INTO turn_claims (entity_type, shard, writer, offset) VALUES (?, ?, ?, ?)",
+            [log.entityType, log.shard, writer, BigInt(offset)],
+            { consistency: quorum, idempotent: true }
+          )
+        )
       ),
 
     readSnapshot: (entityType, entityId, sequence) =>

@@ -203,11 +203,15 @@ export class EntityIndex {
 
   /** The events of an entity after a sequence number, if all of them are in memory. */
   recentOf(entityId: string, after: number): ReadonlyArray<Entry> | undefined {
-    const recent = [this.#written, this.#writing, this.#waiting].flatMap((entries) => entries.get(entityId) ?? [])
-    const first = recent[0]
-    return first === undefined || first.sequence > after + 1
-      ? undefined
-      : recent.filter(({ sequence }) => sequence > after)
+    const recent: Array<Entry> = []
+    let first: number | undefined
+    for (const entries of [this.#written, this.#writing, this.#waiting]) {
+      for (const entry of entries.get(entityId) ?? []) {
+        first ??= entry.sequence
+        if (entry.sequence > after) recent.push(entry)
+      }
+    }
+    return first === undefined || first > after + 1 ? undefined : recent
   }
 
   /** Leaves out the events up to an offset, which another process has written. */

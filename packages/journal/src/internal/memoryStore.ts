@@ -88,6 +88,8 @@ export const memoryStore = (): Store => {
     // Only this process appends, and hears of it by itself.
     readHeads: () => Effect.succeed([]),
     writeHeads: () => Effect.void,
+    readClaims: () => Effect.succeed([]),
+    claimTurn: () => Effect.void,
     readSnapshot: (entityType, entityId, sequence) =>
       Effect.sync(() => snapshots.get(key(entityType, entityId))?.findLast((s) => s.sequence <= sequence)),
     writeSnapshot: (entityType, entityId, snapshot, removeThrough) =>

@@ -11,7 +11,7 @@ import { EntityIndex } from "./entityIndex.ts"
 import { closed, corrupt, lost, nameOf, storeFailure } from "./failure.ts"
 import { type Block, type Cursor, firstPlace, LogReader, placeAfter } from "./logReader.ts"
 import type { BlockAppend, LogId, Place, Store, TypeRecord } from "./store.ts"
-import { Turns } from "./turns.ts"
+import { type Claim, Turns } from "./turns.ts"
 
 /** Bounds of a shard's log; all have good defaults in `Journal`. */
 export interface Limits {
@@ -424,7 +424,9 @@ export class ShardLog {
         this.#indexed.closeUnsafe()
         yield* this.#indexed.await
       }
-      const turn = this.#pending.length === 0 ? 0 : this.#turns.wait(this.#clock.currentTimeMillisUnsafe())
+      const now = this.#clock.currentTimeMillisUnsafe()
+      const turn = this.#pending.length === 0 ? 0 : this.#turns.wait(now)
+      if (this.#pending.length > 0 && this.#turns.toAsk(now)) yield* Effect.forkChild(this.#askForClaims)
       if (turn > 0 && this.#syncs.length === 0) {
         yield* this.#leaveTurn(turn)
         continue
@@ -460,12 +462,25 @@ export class ShardLog {
     this: ShardLog,
     millis: number
   ): Effect.fn.Return<void, JournalError> {
-    const { isOwn } = this.#turns
+    if (this.#turns.toClaim(this.head, this.#clock.currentTimeMillisUnsafe())) yield* Effect.forkChild(this.#claimTurn)
     this.#asked.closeUnsafe()
-    if (Option.isSome(yield* Effect.timeoutOption(this.#asked.await, millis))) return
-    yield* this.#glance
-    if (isOwn && this.#turns.isOwn) this.#turns.declined()
+    if (Option.isNone(yield* Effect.timeoutOption(this.#asked.await, millis))) yield* this.#glance
   })
+
+  /** Says that this process waits for its turn. */
+  readonly #claimTurn = Effect.suspend(() => {
+    const { head } = this
+    return this.#store.claimTurn(this.log, this.#turns.name, head).pipe(
+      Effect.andThen(Effect.sync(() => this.#turns.claimed(head))),
+      // It is for speed only, and said again after some time.
+      Effect.ignore
+    )
+  })
+
+  readonly #askForClaims = Effect.suspend(() => this.#store.readClaims(this.log)).pipe(
+    Effect.orElseSucceed((): ReadonlyArray<Claim> => []),
+    Effect.map((claims) => this.#turns.told(claims))
+  )
 
   /** Takes from the queue what fits into one block and is still current; tells the others to load again. */
   #take(): Array<Ready> {
@@ -511,14 +526,16 @@ export class ShardLog {
 
   /** Says that the entity has events that a writer does not know. */
   conflict(entityId: string, expected: number): JournalError {
-    return new JournalError({
-      reason: new SequenceConflict({
-        entityType: this.log.entityType,
-        entityId,
-        expected,
-        message: `${this.log.entityType} "${entityId}" has events after ${expected} that the writer has not seen`
-      })
-    })
+    const { entityType } = this.log
+    const message = `${entityType} "${entityId}" has events after ${expected} that the writer has not seen`
+    // Processes that share entities hear this thousands of times a second, and no code of theirs is on this loop's stack.
+    const { stackTraceLimit } = Error
+    Error.stackTraceLimit = 0
+    try {
+      return new JournalError({ reason: new SequenceConflict({ entityType, entityId, expected, message }) })
+    } finally {
+      Error.stackTraceLimit = stackTraceLimit
+    }
   }
 
   // ------------------------------------------------------------------------------------------------ appending
@@ -580,6 +597,7 @@ export class ShardLog {
         return true
       }
       case "Refused": {
+        this.#turns.lost()
         yield* this.#follow(outcome.head)
         // Nobody waits any more for what has been said to be unknown, and now surely is not stored.
         this.#pending.unshift(...taken.filter((one) => one.waits))
@@ -664,7 +682,7 @@ export class ShardLog {
     this.#index.add(block.entries)
     const size = block.written - this.#written
     this.#moveTo(block)
-    this.#turns.seen(block.blockId, this.#clock.currentTimeMillisUnsafe())
+    this.#turns.seen(block.blockId, block.to, this.#clock.currentTimeMillisUnsafe())
     if (this.#last.size > this.#limits.rememberedEntities) {
       this.#followedFrom = this.#olderThrough
       this.#lastOlder = this.#last

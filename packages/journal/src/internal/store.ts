@@ -3,6 +3,7 @@
  */
 import type { CassandraError } from "@effect-cassandra/session/CassandraError"
 import type { Effect } from "effect"
+import type { Claim } from "./turns.ts"
 
 /** One shard's log. */
 export interface LogId {
@@ -131,6 +132,9 @@ export interface Store {
     epoch: number,
     heads: ReadonlyArray<readonly [shard: number, offset: number]>
   ) => Effect.Effect<void, CassandraError>
+  /** The processes that have said within the last seconds that they wait for their turn, and up to where they had followed. */
+  readonly readClaims: (log: LogId) => Effect.Effect<ReadonlyArray<Claim>, CassandraError>
+  readonly claimTurn: (log: LogId, writer: string, offset: number) => Effect.Effect<void, CassandraError>
   /** The newest snapshot at `sequence` or before. */
   readonly readSnapshot: (
     entityType: string,

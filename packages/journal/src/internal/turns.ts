@@ -1,8 +1,8 @@
 /**
  * Turns of processes that append to one log at the same time. They see from the log itself who is at it: a block's id names
- * its writer, and the time by the writer's clock. A process that appends block after block goes on for a turn, then the next
- * one in the order of their names does, while the others hold back. Nothing of this is needed for safety: whoever is wrong
- * about the turn loses a conditional update.
+ * its writer, and the time by the writer's clock. Who has to wait says so once, by a claim; a process that appends block
+ * after block looks at the end of its turn whether there are claims, and lets the others go on if so, in the order of their
+ * names. Nothing of this is needed for safety: whoever is wrong about the turn loses a conditional update.
  */
 import driver from "cassandra-driver"
 import { Effect, Random } from "effect"
@@ -10,17 +10,22 @@ import { Effect, Random } from "effect"
 /** A turn ends with the first block that is this long after the first one, and this many blocks. */
 const turnMillis = 100
 const turnBlocks = 12
+/** The claims are looked at this much before, to be known when it ends. */
+const askMillis = 80
+const askBlocks = 10
 /** A writer is taken for one at work from this block of a turn on, if they come as soon as this after each other. */
 const workBlocks = 3
 const workMillis = 60
-/** How long the one after next waits for the next, beside the time of two blocks. */
+/** How long the one after next waits for the next before it looks who has claims, beside the time of two blocks. */
 const stepMillis = 10
+/** How long one with a claim is waited for: it may have to decide anew what it has queued, on a busy machine. */
+const claimMillis = 250
 /** How long a writer that has appended is taken for one that wants to. */
 const memoryMillis = 10_000
-/** How long a writer without others goes on before it leaves a gap, in which one can show itself. */
-const aloneMillis = 2000
 /** Between two looks at the log of the one who is next. */
 const lookMillis = 3
+/** A claim that is not followed by a block is made again, before it expires. */
+const claimAgainMillis = 5000
 
 const ticksPerMilli = 10_000
 
@@ -32,7 +37,19 @@ interface Run {
   blocks: number
   /** When the last one was seen, by the clock of this process. */
   seen: number
+  /** The turn that this process has begun last: the time of its first block, and how many blocks of the run came before. */
+  turnBegin: number
+  turnAfter: number
+  /** Its writer surely knows of the claim of this process. */
+  knowing: boolean
+  /** It came when the turn of another one was over. */
+  readonly inTurn: boolean
+  /** Milliseconds between two blocks, until there are some. */
+  readonly guess: number
 }
+
+/** A process that waits for its turn, and the log's head when it began to. */
+export type Claim = readonly [writer: string, offset: number]
 
 /** A name for a process that no other has: six bytes. */
 export const writerName = Effect.map(Random.next, (random) =>
@@ -51,18 +68,25 @@ const timeOf = (blockId: string): number =>
 
 export class Turns {
   readonly #node: Buffer
-  readonly #me: string
+  /** Its name in claims. */
+  readonly name: string
   #blocks = 0
   /** Left alone, the driver waits for random bytes for each id, which may block and takes as long as all else of it. */
   readonly #clock = Buffer.alloc(2)
   #run: Run | undefined
-  /** When each writer's last block was seen. */
-  readonly #writers = new Map<string, number>()
+  /** When each writer's last block was seen, and the offset of that. */
+  readonly #writers = new Map<string, { readonly seen: number; readonly offset: number }>()
+  /** The claims of others, as far as they were looked at after the last block. */
+  #claims: ReadonlyArray<Claim> | "asked" | undefined
+  /** The claims that were waited for in vain, and how many of the writer's in a row. */
+  readonly #missed = new Map<string, { readonly offset: number; readonly times: number }>()
+  /** The claim of this process. */
+  #own: { readonly offset: number; readonly at: number; known: boolean } | undefined
 
   /** `name`: six bytes that no other process has. */
   constructor(name: Buffer) {
     this.#node = name
-    this.#me = name.toString("hex")
+    this.name = name.toString("hex")
   }
 
   /** The id of a block of this process: whatever its clock says, no other one of a hundred million has it. */
@@ -72,17 +96,29 @@ export class Turns {
     return driver.types.TimeUuid.fromDate(new Date(now), ticks, this.#node, this.#clock).toString()
   }
 
-  /** A block was appended, by whomever. */
-  seen(blockId: string, now: number): void {
+  /** A block was appended, by whomever, the last event of which has this offset. */
+  seen(blockId: string, offset: number, now: number): void {
     const writer = writerOf(blockId)
     const time = timeOf(blockId)
-    this.#writers.set(writer, now)
-    const run = this.#run
+    this.#writers.set(writer, { seen: now, offset })
+    this.#missed.delete(writer)
+    const own = writer === this.name
+    if (own) this.#own = undefined
+    let run = this.#run
     if (run?.writer === writer) {
       run.last = time
       run.blocks++
       run.seen = now
-    } else this.#run = { writer, begin: time, last: time, blocks: 1, seen: now }
+    } else {
+      const inTurn = run !== undefined && this.#isAtWork(run) && this.#isReached(run, turnBlocks, turnMillis)
+      const guess = run === undefined ? 0 : spacingOf(run)
+      const turn = { turnBegin: time, turnAfter: 0, knowing: false, inTurn, guess }
+      run = { writer, begin: time, last: time, blocks: 1, seen: now, ...turn }
+      this.#run = run
+      this.#claims = undefined
+    }
+    if (own) return
+    if (this.#own?.known === true && !this.#isReached(run, askBlocks, askMillis)) run.knowing = true
   }
 
   /**
@@ -91,60 +127,135 @@ export class Turns {
    */
   wait(now: number): number {
     const run = this.#run
-    if (run === undefined) return 0
-    const order = this.#order(now)
-    const own = run.writer === this.#me
-    const spacing = run.blocks < 2 ? 0 : (run.last - run.begin) / (run.blocks - 1)
+    if (run === undefined || !this.#isAtWork(run)) return 0
     const since = now - run.seen
-    if (own && order.length < 2) {
-      if (!this.#isAtWork(run) || run.last - run.begin < aloneMillis) return 0
-      const gap = stepMillis + 2 * spacing - since
-      if (gap > 0) return gap
-      this.declined()
-      return 0
+    return run.writer === this.name ? this.#waitAfterOwn(run, since) : this.#waitForOther(run, since, now)
+  }
+
+  /** Whether to look at the claims now; `told` is called with them. */
+  toAsk(now: number): boolean {
+    const run = this.#run
+    if (run === undefined || this.#claims !== undefined || !this.#isAtWork(run)) return false
+    const since = now - run.seen
+    const asks =
+      run.writer === this.name || rankOf(this.name, run.writer, this.#order(now)) === 1
+        ? this.#isReached(run, askBlocks, askMillis)
+        : this.#isLeft(run, since) && since >= stepOf(run)
+    if (asks) this.#claims = "asked"
+    return asks
+  }
+
+  told(claims: ReadonlyArray<Claim>): void {
+    this.#claims = claims
+  }
+
+  /** Whether this process, which has to wait, should say so; `claimed` is called when that has been done. */
+  toClaim(offset: number, now: number): boolean {
+    if (this.#own !== undefined && now - this.#own.at < claimAgainMillis) return false
+    this.#own = { offset, at: now, known: false }
+    return true
+  }
+
+  /** An append of this process came too late, and others may not wait any more. */
+  lost(): void {
+    this.#own = undefined
+    if (this.#run !== undefined) this.#run.knowing = false
+  }
+
+  claimed(offset: number): void {
+    if (this.#own?.offset === offset) this.#own.known = true
+  }
+
+  #waitAfterOwn(run: Run, since: number): number {
+    if (!this.#isReached(run, turnBlocks, turnMillis) || !Array.isArray(this.#claims)) return 0
+    const claims = this.#standing()
+    const rest = this.#patience(claims) - since
+    if (rest > 0) return Math.min(rest, Math.max(stepMillis, spacingOf(run)))
+    // There are none, or nobody has come: the next turn is its own, too.
+    for (const [writer, offset] of claims) {
+      this.#missed.set(writer, { offset, times: (this.#missed.get(writer)?.times ?? 0) + 1 })
     }
-    if (own && !this.#isOver(run)) return 0
-    if (!own && !this.#isAtWork(run)) return 0
-    const rest = Math.max(turnMillis - (run.last - run.begin), (turnBlocks - run.blocks) * spacing)
-    // Who is not known to the others shows itself by a block: with luck after theirs, else between two turns or in a gap.
-    if (!own && !order.includes(this.#me)) {
-      const overNow = this.#isOver(run) && -rest <= 2 * spacing
-      return since < lookMillis || since > 1.5 * spacing || overNow ? 0 : lookMillis
+    run.turnBegin = run.last
+    run.turnAfter = run.blocks
+    this.#claims = undefined
+    return 0
+  }
+
+  #waitForOther(run: Run, since: number, now: number): number {
+    const spacing = spacingOf(run)
+    const rank = rankOf(this.name, run.writer, this.#order(now))
+    if (!this.#isLeft(run, since)) {
+      const rest = Math.max(turnMillis - (run.last - run.begin), (turnBlocks - run.blocks) * spacing) - since
+      // The next one reads on meanwhile, to be ready.
+      return Math.max(lookMillis, rank === 1 ? rest / 2 : rest + stepMillis)
     }
-    // 1 for the next; the writer itself comes after all others.
-    const rank = own
-      ? order.length + 1
-      : (order.indexOf(this.#me) - order.indexOf(run.writer) + order.length) % order.length
-    const before = (stepMillis + 2 * spacing) * (rank - 1)
-    if (this.#isOver(run)) return Math.max(0, before - since)
-    // It has stopped by itself.
-    const stopped = 2 * stepMillis + 4 * spacing
-    if (since > stopped) return Math.max(0, before + stopped - since)
-    // The next one reads on meanwhile, to be ready.
-    return Math.max(lookMillis, rank === 1 ? (rest - since) / 2 : rest - since + before)
+    // One who does not know of the claim goes on after its turn, until it knows.
+    const isFree = run.knowing || since > 1.5 * spacing + lookMillis
+    const look = Math.max(lookMillis, spacing / 2)
+    if (rank === 1) return isFree ? 0 : look
+    if (since < stepOf(run)) return Math.max(lookMillis, stepOf(run) - since)
+    if (!Array.isArray(this.#claims)) return lookMillis
+    const claims = this.#standing()
+    const names = [...claims.map(([writer]) => writer), this.name].sort()
+    const own = rankOf(this.name, run.writer, names)
+    const rest = this.#patience(claims.filter(([writer]) => rankOf(writer, run.writer, names) < own)) - since
+    if (rest > 0) return Math.min(rest, look + stepMillis)
+    return isFree ? 0 : look
   }
 
-  /** Nobody has taken the turn that was left to others. */
-  declined(): void {
-    this.#writers.clear()
-    this.#run = undefined
+  /** The claims of others that have not had their turn since. */
+  #standing(): Array<Claim> {
+    return Array.isArray(this.#claims)
+      ? (this.#claims as ReadonlyArray<Claim>).filter(
+          ([writer, offset]) =>
+            writer !== this.name &&
+            offset >= (this.#writers.get(writer)?.offset ?? 0) &&
+            offset !== this.#missed.get(writer)?.offset
+        )
+      : []
   }
 
-  get isOwn(): boolean {
-    return this.#run?.writer === this.#me
+  /** How long those with claims are waited for: longer, where they came too late before. */
+  #patience(claims: ReadonlyArray<Claim>): number {
+    return claims.reduce(
+      (sum, [writer]) => sum + claimMillis * 2 ** Math.min(2, this.#missed.get(writer)?.times ?? 0),
+      0
+    )
   }
 
-  /** The writers that have been at it, in the order of their turns. */
+  /** This process and the writers that have been at it, in the order of their turns. */
   #order(now: number): Array<string> {
-    for (const [writer, seen] of this.#writers) if (now - seen > memoryMillis) this.#writers.delete(writer)
-    return [...this.#writers.keys()].sort()
+    for (const [writer, { seen }] of this.#writers) {
+      if (now - seen <= memoryMillis) continue
+      this.#writers.delete(writer)
+      this.#missed.delete(writer)
+    }
+    return [...new Set([...this.#writers.keys(), ...this.#standing().map(([writer]) => writer), this.name])].sort()
   }
 
-  #isOver({ begin, blocks, last }: Run): boolean {
-    return blocks >= turnBlocks && last - begin >= turnMillis
+  /** Whether the turn of another one is over, or it has stopped by itself. */
+  #isLeft(run: Run, since: number): boolean {
+    const stopped = run.blocks < workBlocks ? stepMillis + 1.5 * run.guess : 2 * stepMillis + 4 * spacingOf(run)
+    return this.#isReached(run, turnBlocks, turnMillis) || since > stopped
   }
 
-  #isAtWork({ begin, blocks, last }: Run): boolean {
-    return blocks >= workBlocks && last - begin <= workMillis * (blocks - 1)
+  #isReached({ blocks, last, turnAfter, turnBegin }: Run, count: number, millis: number): boolean {
+    return blocks - turnAfter >= count && last - turnBegin >= millis
   }
+
+  #isAtWork({ begin, blocks, inTurn, last }: Run): boolean {
+    return (blocks >= workBlocks || inTurn) && last - begin <= workMillis * (blocks - 1)
+  }
+}
+
+/** Milliseconds between two blocks. */
+const spacingOf = ({ begin, blocks, guess, last }: Run): number =>
+  blocks < workBlocks ? guess : (last - begin) / (blocks - 1)
+
+const stepOf = (run: Run): number => stepMillis + 2 * spacingOf(run)
+
+/** 1 for the next one after a writer in the order of their names. */
+const rankOf = (name: string, after: string, sorted: ReadonlyArray<string>): number => {
+  const before = sorted.filter((one) => one <= after).length
+  return ((sorted.indexOf(name) - before + sorted.length) % sorted.length) + 1
 }

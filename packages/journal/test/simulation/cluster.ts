@@ -67,6 +67,7 @@ export class Cluster {
   readonly #watermarks = new Map<string, Cell<number>>()
   /** Said for speed only, so that nothing is made of their delays. */
   readonly #heads = new Map<string, Map<number, number>>()
+  readonly #claims = new Map<string, Map<string, number>>()
   readonly #deletions = new Map<string, Map<string, Cell<Deletion>>>()
   readonly #snapshots = new Map<string, Map<number, Cell<StoredSnapshot>>>()
 
@@ -366,6 +367,13 @@ export class Cluster {
         Effect.sync(() => {
           const said = getOrPut(this.#heads, entityType, () => new Map<number, number>())
           for (const [shard, offset] of heads) said.set(shard, Math.max(offset, said.get(shard) ?? 0))
+        }),
+
+      readClaims: (log) => Effect.sync(() => [...(this.#claims.get(`${log.entityType}/${log.shard}`) ?? [])]),
+
+      claimTurn: (log, writer, offset) =>
+        Effect.sync(() => {
+          getOrPut(this.#claims, `${log.entityType}/${log.shard}`, () => new Map<string, number>()).set(writer, offset)
         }),
 
       readSnapshot: (entityType, entityId, sequence) =>

@@ -42,7 +42,7 @@ const comparisons = (text: string, first: number, into: Map<string, number>) => 
 
 /** Tables of a keyspace that the packages have made for themselves. */
 const reserved =
-  /^(read_side_\w+|event_log|entity_types|entity_events|index_watermarks|log_heads|snapshots|deletions|schema_migrations|owned_migrations|keyspace_records)$/
+  /^(read_side_\w+|event_log|entity_types|entity_events|index_watermarks|log_heads|turn_claims|snapshots|deletions|schema_migrations|owned_migrations|keyspace_records)$/
 
 /** Why a processor may not have a table of this name. */
 export const refusedTable = (table: string): string | undefined =>
