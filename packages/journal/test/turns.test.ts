@@ -192,6 +192,28 @@ describe("turns", () => {
     assert.strictEqual(turns.wait(now), 0)
   })
 
+  for (const step of [-3_600_000, 3_600_000]) {
+    it(`end where a writer's clock is set by ${step} ms`, () => {
+      const [mine, other] = [turnsOf("mine"), turnsOf("other")]
+      let now = 1_700_000_000_000
+      let offset = 0
+      const goOn = (count: number, shift: number) => {
+        for (let i = 0; i < count; i++) {
+          now += 10
+          mine.seen(other.blockId(now + shift), ++offset, now)
+        }
+      }
+      goOn(5, 0)
+      assert.isAbove(mine.wait(now), 0)
+      goOn(5, step)
+      assert.isAbove(mine.wait(now), 0)
+      assert.isAtMost(mine.wait(now), 120)
+      goOn(8, step)
+      assert.isAtMost(mine.wait(now), 10)
+      assert.strictEqual(mine.wait(now + 20), 0)
+    })
+  }
+
   it("are named by the ids of blocks, which are time UUIDs", () => {
     const id = turnsOf("abcdef").blockId(1_700_000_000_123)
     assert.match(id, /^[0-9a-f]{8}-[0-9a-f]{4}-1[0-9a-f]{3}-[89ab][0-9a-f]{3}-616263646566$/)

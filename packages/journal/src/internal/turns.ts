@@ -16,6 +16,8 @@ const askBlocks = 10
 /** A writer is taken for one at work from this block of a turn on, if they come as soon as this after each other. */
 const workBlocks = 3
 const workMillis = 60
+/** After such a time, or where its clock went back, a writer's blocks are another run. */
+const pauseMillis = 1000
 /** How long the one after next waits for the next before it looks who has claims, beside the time of two blocks. */
 const stepMillis = 10
 /** How long one with a claim is waited for: it may have to decide anew what it has queued, on a busy machine. */
@@ -76,7 +78,7 @@ export class Turns {
   #run: Run | undefined
   /** When each writer's last block was seen, and the offset of that. */
   readonly #writers = new Map<string, { readonly seen: number; readonly offset: number }>()
-  /** The claims of others, as far as they were looked at after the last block. */
+  /** The claims of others, where they were looked at since the run or the turn began. */
   #claims: ReadonlyArray<Claim> | "asked" | undefined
   /** The claims that were waited for in vain, and how many of the writer's in a row. */
   readonly #missed = new Map<string, { readonly offset: number; readonly times: number }>()
@@ -105,7 +107,8 @@ export class Turns {
     const own = writer === this.name
     if (own) this.#own = undefined
     let run = this.#run
-    if (run?.writer === writer) {
+    // A run has no pause, and ends where its writer's clock is set.
+    if (run?.writer === writer && time >= run.last && time - run.last < pauseMillis) {
       run.last = time
       run.blocks++
       run.seen = now
