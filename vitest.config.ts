@@ -1,7 +1,16 @@
 import { fileURLToPath } from "node:url"
 import { defineConfig } from "vitest/config"
+import { BaseSequencer, type TestSpecification } from "vitest/node"
 
 const packages = fileURLToPath(new URL("packages", import.meta.url))
+
+/** The longest file first, which would else run alone in the end. */
+class LongestFirst extends BaseSequencer {
+  override async sort(files: Array<TestSpecification>) {
+    const isLongest = ({ moduleId }: TestSpecification) => Number(moduleId.endsWith("integration/faults.test.ts"))
+    return (await super.sort(files)).toSorted((one, other) => isLongest(other) - isLongest(one))
+  }
+}
 
 export default defineConfig({
   resolve: {
@@ -17,6 +26,7 @@ export default defineConfig({
     testTimeout: 60_000,
     hookTimeout: 120_000,
     // The server, too, works on these cores.
-    maxWorkers: 2
+    maxWorkers: 2,
+    sequence: { sequencer: LongestFirst }
   }
 })
