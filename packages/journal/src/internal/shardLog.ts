@@ -462,20 +462,20 @@ export class ShardLog {
     this: ShardLog,
     millis: number
   ): Effect.fn.Return<void, JournalError> {
-    if (this.#turns.toClaim(this.head, this.#clock.currentTimeMillisUnsafe())) yield* Effect.forkChild(this.#claimTurn)
+    const { head } = this
+    if (this.#turns.toClaim(head, this.#clock.currentTimeMillisUnsafe())) yield* Effect.forkChild(this.#claimTurn(head))
     this.#asked.closeUnsafe()
     if (Option.isNone(yield* Effect.timeoutOption(this.#asked.await, millis))) yield* this.#glance
   })
 
   /** Says that this process waits for its turn. */
-  readonly #claimTurn = Effect.suspend(() => {
-    const { head } = this
+  #claimTurn(head: number): Effect.Effect<void> {
     return this.#store.claimTurn(this.log, this.#turns.name, head).pipe(
       Effect.andThen(Effect.sync(() => this.#turns.claimed(head))),
       // It is for speed only, and said again after some time.
       Effect.ignore
     )
-  })
+  }
 
   readonly #askForClaims = Effect.suspend(() => this.#store.readClaims(this.log)).pipe(
     Effect.orElseSucceed((): ReadonlyArray<Claim> => []),
