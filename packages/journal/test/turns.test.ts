@@ -14,10 +14,13 @@ const contend = (
   {
     appendMillis = 5,
     prepareMillis = () => 0,
+    rareMillis,
     stopped = () => false
   }: {
     readonly appendMillis?: number
     readonly prepareMillis?: (random: number) => number
+    /** The last one has one block only to append, and the next so long after that. */
+    readonly rareMillis?: number
     readonly stopped?: (writer: number, now: number) => boolean
   } = {}
 ) => {
@@ -30,6 +33,8 @@ const contend = (
   }
   const claims = new Map<string, number>()
   const begin = 1_700_000_000_000
+  let due = begin
+  const waited: Array<number> = []
   let lost = 0
   let chance = 1
   const random = () => {
@@ -46,6 +51,8 @@ const contend = (
   }
   const step = (i: number) => (now: number) => {
     const writer = writers[i]!
+    const isRare = rareMillis !== undefined && i === count - 1
+    if (isRare && now < due) return after(due, step(i))
     if (stopped(i, now)) return after(now + 10, step(i))
     const wait = writer.turns.wait(now)
     if (writer.turns.toAsk(now)) after(now + 3, () => writer.turns.told([...claims]))
@@ -72,6 +79,10 @@ const contend = (
       if (log.length === head) {
         log.push({ id, writer: i, at: then })
         look(i, then)
+        if (isRare) {
+          waited.push(then - due)
+          due = then + rareMillis
+        }
         return after(then, step(i))
       }
       if (then > begin + 5000) lost++
@@ -93,6 +104,7 @@ const contend = (
       )
     ),
     lost,
+    waited: Math.max(...waited),
     share: (log.length * appendMillis) / millis
   }
 }
@@ -130,6 +142,14 @@ describe("turns", () => {
       assert.isBelow(lost, total * 0.02)
       // A turn of each, and the time between two.
       assert.isBelow(longest, count * (Math.max(100, 12 * appendMillis) + 1.5 * prepareMillis + 50))
+    })
+  }
+
+  for (const appendMillis of [1, 8, 20]) {
+    it(`let one append now and then beside one at full speed, whose blocks take ${appendMillis} ms`, () => {
+      const { share, waited } = contend(2, 60_000, { appendMillis, rareMillis: 1000 })
+      assert.isBelow(waited, 1.5 * Math.max(100, 12 * appendMillis))
+      assert.isAbove(share, 0.9)
     })
   }
 

@@ -189,8 +189,8 @@ export class Turns {
     const rank = rankOf(this.name, run.writer, this.#order(now))
     if (!this.#isLeft(run, since)) {
       const rest = Math.max(turnMillis - (run.last - run.begin), (turnBlocks - run.blocks) * spacing) - since
-      // The next one reads on meanwhile, to be ready.
-      return Math.max(lookMillis, rank === 1 ? rest / 2 : rest + stepMillis)
+      // The next one reads on meanwhile, to be ready, also where it stops before.
+      return Math.max(lookMillis, rank === 1 ? Math.min(rest / 2, stopOf(run) - since) : rest + stepMillis)
     }
     // One who does not know of the claim goes on after its turn, until it knows.
     const isFree = run.knowing || since > 1.5 * spacing + lookMillis
@@ -238,8 +238,7 @@ export class Turns {
 
   /** Whether the turn of another one is over, or it has stopped by itself. */
   #isLeft(run: Run, since: number): boolean {
-    const stopped = run.blocks < workBlocks ? stepMillis + 1.5 * run.guess : 2 * stepMillis + 4 * spacingOf(run)
-    return this.#isReached(run, turnBlocks, turnMillis) || since > stopped
+    return this.#isReached(run, turnBlocks, turnMillis) || since > stopOf(run)
   }
 
   #isReached({ blocks, last, turnAfter, turnBegin }: Run, count: number, millis: number): boolean {
@@ -254,6 +253,10 @@ export class Turns {
 /** Milliseconds between two blocks. */
 const spacingOf = ({ begin, blocks, guess, last }: Run): number =>
   blocks < workBlocks ? guess : (last - begin) / (blocks - 1)
+
+/** Who has not appended for so long has stopped: the sooner, the less it has done. */
+const stopOf = (run: Run): number =>
+  run.blocks < workBlocks ? stepMillis + 1.5 * run.guess : 2 * stepMillis + 4 * spacingOf(run)
 
 const stepOf = (run: Run): number => stepMillis + 2 * spacingOf(run)
 
