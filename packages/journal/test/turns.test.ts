@@ -5,8 +5,9 @@ const turnsOf = (name: string) => new Turns(Buffer.from(name.padEnd(6)))
 
 /**
  * Some writers who always have something to append to one log, for so many milliseconds: the blocks of each, the longest
- * time without one, the updates that were lost to others once all had time to meet, and how long nobody was at it. A writer
- * whose turn begins needs some time to get ready, in which what it has queued is decided anew.
+ * time without one, the updates that were lost to others once all had time to meet, the longest that a rare one waited, and
+ * the share of the time in which somebody was at it. A writer whose turn begins needs some time to get ready, in which what
+ * it has queued is decided anew.
  */
 const contend = (
   count: number,
@@ -180,7 +181,7 @@ describe("turns", () => {
 
   it("are left to those who have said that they wait, once each", () => {
     const turns = turnsOf("me")
-    const other = Buffer.from("other ").toString("hex")
+    const other = turnsOf("other").name
     let now = 1_700_000_000_000
     let offset = 0
     const goOn = () => {

@@ -74,13 +74,14 @@ export const cassandraStore = (
   const conditional: Options = { consistency: quorum, serialConsistency }
   const serialRead: Options = { consistency: serialConsistency }
   const plainRead: Options = { consistency: quorum }
-  const repeatable = (timestamp: number): Options => ({ consistency: quorum, idempotent: true, timestamp })
+  const plainWrite: Options = { consistency: quorum, idempotent: true }
+  const repeatable = (timestamp: number): Options => ({ ...plainWrite, timestamp })
 
   const removalOfSnapshots = (entityType: string, entityId: string, sequence: number) =>
     make(
       "DELETE FROM snapshots WHERE entity_type = ? AND entity_id = ? AND sequence <= ?",
       [entityType, entityId, BigInt(sequence)],
-      { consistency: quorum, idempotent: true }
+      plainWrite
     )
 
   return {
@@ -252,7 +253,7 @@ export const cassandraStore = (
             row.events,
             BigInt(indexStamp(row))
           ],
-          { consistency: quorum, idempotent: true }
+          plainWrite
         )
       )
       return statements.length === 1
@@ -314,7 +315,7 @@ export const cassandraStore = (
             BigInt(epoch - 1) * epochStep + BigInt(offset)
           ])
         ),
-        { type: "unlogged", consistency: quorum, idempotent: true }
+        { ...plainWrite, type: "unlogged" }
       ),
 
     readClaims: (log) =>
@@ -335,7 +336,7 @@ export const cassandraStore = (
           make(
             "INSERT INTO turn_claims (entity_type, shard, writer, offset) VALUES (?, ?, ?, ?)",
             [log.entityType, log.shard, writer, BigInt(offset)],
-            { consistency: quorum, idempotent: true }
+            plainWrite
           )
         )
       ),
@@ -385,7 +386,7 @@ export const cassandraStore = (
           snapshot.encoding,
           new Date()
         ],
-        { consistency: quorum, idempotent: true }
+        plainWrite
       )
       // Both are in one partition, so that it is one write for the server.
       return removeThrough > 0
@@ -415,7 +416,7 @@ export const cassandraStore = (
           make(
             "INSERT INTO deletions (entity_type, shard, entity_id, marker, through) VALUES (?, ?, ?, ?, ?)",
             [log.entityType, log.shard, entityId, BigInt(marker), BigInt(through)],
-            { consistency: quorum, idempotent: true }
+            plainWrite
           )
         )
       ),
@@ -426,7 +427,7 @@ export const cassandraStore = (
           make(
             "DELETE FROM deletions WHERE entity_type = ? AND shard = ? AND entity_id = ? AND marker = ?",
             [log.entityType, log.shard, entityId, BigInt(marker)],
-            { consistency: quorum, idempotent: true }
+            plainWrite
           )
         )
       )

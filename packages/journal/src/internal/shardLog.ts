@@ -424,9 +424,12 @@ export class ShardLog {
         this.#indexed.closeUnsafe()
         yield* this.#indexed.await
       }
-      const now = this.#clock.currentTimeMillisUnsafe()
-      const turn = this.#pending.length === 0 ? 0 : this.#turns.wait(now)
-      if (this.#pending.length > 0 && this.#turns.toAsk(now)) yield* Effect.forkChild(this.#askForClaims)
+      let turn = 0
+      if (this.#pending.length > 0) {
+        const now = this.#clock.currentTimeMillisUnsafe()
+        turn = this.#turns.wait(now)
+        if (this.#turns.toAsk(now)) yield* Effect.forkChild(this.#askForClaims)
+      }
       if (turn > 0 && this.#syncs.length === 0) {
         yield* this.#leaveTurn(turn)
         continue

@@ -78,8 +78,9 @@ export class Turns {
   #run: Run | undefined
   /** When each writer's last block was seen, and the offset of that. */
   readonly #writers = new Map<string, { readonly seen: number; readonly offset: number }>()
-  /** The claims of others, where they were looked at since the run or the turn began. */
-  #claims: ReadonlyArray<Claim> | "asked" | undefined
+  /** The claims of others, once they were looked at since the run or the turn began, or are being looked at. */
+  #claims: ReadonlyArray<Claim> | undefined
+  #asked = false
   /** The claims that were waited for in vain, and how many of the writer's in a row. */
   readonly #missed = new Map<string, { readonly offset: number; readonly times: number }>()
   /** The claim of this process. */
@@ -118,7 +119,7 @@ export class Turns {
       const turn = { turnBegin: time, turnAfter: 0, knowing: false, inTurn, guess }
       run = { writer, begin: time, last: time, blocks: 1, seen: now, ...turn }
       this.#run = run
-      this.#claims = undefined
+      this.#forgetClaims()
     }
     if (own) return
     if (this.#own?.known === true && !this.#isReached(run, askBlocks, askMillis)) run.knowing = true
@@ -138,18 +139,23 @@ export class Turns {
   /** Whether to look at the claims now; `told` is called with them. */
   toAsk(now: number): boolean {
     const run = this.#run
-    if (run === undefined || this.#claims !== undefined || !this.#isAtWork(run)) return false
+    if (run === undefined || this.#asked || !this.#isAtWork(run)) return false
     const since = now - run.seen
-    const asks =
+    this.#asked =
       run.writer === this.name || rankOf(this.name, run.writer, this.#order(now)) === 1
         ? this.#isReached(run, askBlocks, askMillis)
         : this.#isLeft(run, since) && since >= stepOf(run)
-    if (asks) this.#claims = "asked"
-    return asks
+    return this.#asked
   }
 
   told(claims: ReadonlyArray<Claim>): void {
     this.#claims = claims
+    this.#asked = true
+  }
+
+  #forgetClaims(): void {
+    this.#claims = undefined
+    this.#asked = false
   }
 
   /** Whether this process, which has to wait, should say so; `claimed` is called when that has been done. */
@@ -170,7 +176,7 @@ export class Turns {
   }
 
   #waitAfterOwn(run: Run, since: number): number {
-    if (!this.#isReached(run, turnBlocks, turnMillis) || !Array.isArray(this.#claims)) return 0
+    if (!this.#isReached(run, turnBlocks, turnMillis) || this.#claims === undefined) return 0
     const claims = this.#standing()
     const rest = this.#patience(claims) - since
     if (rest > 0) return Math.min(rest, Math.max(stepMillis, spacingOf(run)))
@@ -180,7 +186,7 @@ export class Turns {
     }
     run.turnBegin = run.last
     run.turnAfter = run.blocks
-    this.#claims = undefined
+    this.#forgetClaims()
     return 0
   }
 
@@ -197,7 +203,7 @@ export class Turns {
     const look = Math.max(lookMillis, spacing / 2)
     if (rank === 1) return isFree ? 0 : look
     if (since < stepOf(run)) return Math.max(lookMillis, stepOf(run) - since)
-    if (!Array.isArray(this.#claims)) return lookMillis
+    if (this.#claims === undefined) return lookMillis
     const claims = this.#standing()
     const names = [...claims.map(([writer]) => writer), this.name].sort()
     const own = rankOf(this.name, run.writer, names)
@@ -207,15 +213,13 @@ export class Turns {
   }
 
   /** The claims of others that have not had their turn since. */
-  #standing(): Array<Claim> {
-    return Array.isArray(this.#claims)
-      ? (this.#claims as ReadonlyArray<Claim>).filter(
-          ([writer, offset]) =>
-            writer !== this.name &&
-            offset >= (this.#writers.get(writer)?.offset ?? 0) &&
-            offset !== this.#missed.get(writer)?.offset
-        )
-      : []
+  #standing(): ReadonlyArray<Claim> {
+    return (this.#claims ?? []).filter(
+      ([writer, offset]) =>
+        writer !== this.name &&
+        offset >= (this.#writers.get(writer)?.offset ?? 0) &&
+        offset !== this.#missed.get(writer)?.offset
+    )
   }
 
   /** How long those with claims are waited for: longer, where they came too late before. */
