@@ -39,6 +39,8 @@ const requestSize = 4096
 const manyEntities = 1000
 const eventsEach = 8
 const manyEvents = 50_000
+/** So many writes are remembered, as far as the log's blocks are in memory. */
+const maxWritten = 16
 /** Requests of a flush at once: few, as appends want the server too, but enough that these do not wait for the index. */
 const flushConcurrency = (entities: number) => Math.min(64, Math.max(8, Math.ceil(entities / 100)))
 
@@ -160,10 +162,8 @@ export class EntityIndex {
   readonly #generation: number
   #waiting = new Map<string, Array<Entry>>()
   #writing = new Map<string, Array<Entry>>()
-  /** What has been written last, for states that are only a little behind. */
-  #written = new Map<string, Array<Entry>>()
-  /** Whether that is what another process has written, just before what waits. */
-  #dropped = false
+  /** What has been written before that, by whomever, up to which offset each; for states that are only a little behind. */
+  #written: Array<{ readonly entries: ReadonlyMap<string, ReadonlyArray<Entry>>; readonly through: number }> = []
   /** Deletions that this process has seen and not yet carried into the rows that it has written. */
   #deletions = new Map<string, number>()
   /** Events that wait. */
@@ -205,13 +205,33 @@ export class EntityIndex {
   recentOf(entityId: string, after: number): ReadonlyArray<Entry> | undefined {
     const recent: Array<Entry> = []
     let first: number | undefined
-    for (const entries of [this.#written, this.#writing, this.#waiting]) {
-      for (const entry of entries.get(entityId) ?? []) {
-        first ??= entry.sequence
+    for (const entries of this.#newestFirst()) {
+      const list = entries.get(entityId)
+      if (list === undefined) continue
+      for (let i = list.length - 1; i >= 0 && first !== after + 1; i--) {
+        const entry = list[i]!
+        first = Math.max(entry.sequence, after + 1)
         if (entry.sequence > after) recent.push(entry)
       }
+      if (first === after + 1) return recent.reverse()
     }
-    return first === undefined || first > after + 1 ? undefined : recent
+    return undefined
+  }
+
+  *#newestFirst(): Generator<ReadonlyMap<string, ReadonlyArray<Entry>>> {
+    yield this.#waiting
+    yield this.#writing
+    for (let i = this.#written.length - 1; i >= 0; i--) yield this.#written[i]!.entries
+  }
+
+  #keep(entries: ReadonlyMap<string, ReadonlyArray<Entry>>, through: number): void {
+    this.#written.push({ entries, through })
+    if (this.#written.length > maxWritten) this.#written.shift()
+  }
+
+  /** Forgets what has been written up to an offset, but the last of it. */
+  forget(through: number): void {
+    while (this.#written.length > 1 && this.#written[0]!.through <= through) this.#written.shift()
   }
 
   /** Leaves out the events up to an offset, which another process has written. */
@@ -225,9 +245,7 @@ export class EntityIndex {
       if (count < 0) this.#waiting.delete(entityId)
       else this.#waiting.set(entityId, entries.slice(count))
     }
-    if (dropped.size === 0) return
-    this.#written = dropped
-    this.#dropped = true
+    if (dropped.size > 0) this.#keep(dropped, through)
   }
 
   #delete(marker: Entry): void {
@@ -287,13 +305,7 @@ export class EntityIndex {
               this.#deletions.set(entityId, Math.max(through, this.#deletions.get(entityId) ?? 0))
           }
           this.#writing = new Map()
-          if (Exit.isFailure(exit)) return
-          if (this.#dropped) {
-            for (const [entityId, list] of this.#written)
-              entries.set(entityId, [...list, ...(entries.get(entityId) ?? [])])
-          }
-          this.#written = entries
-          this.#dropped = false
+          if (Exit.isSuccess(exit)) this.#keep(entries, head)
         })
       )
     )

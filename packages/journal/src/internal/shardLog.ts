@@ -709,6 +709,7 @@ export class ShardLog {
       this.#tail.shift()
       this.#tailCount -= entries.length
       this.#tailSize -= size
+      this.#index.forget(this.#tail[0]!.from)
     }
   }
 
