@@ -785,8 +785,9 @@ export class Entities<State> implements Turns<State> {
 
   // ------------------------------------------------------------------------------------------------ small things
 
+  /** Milliseconds that pass whatever the time of day is set to. */
   #now(): number {
-    return this.#env.clock.currentTimeMillisUnsafe()
+    return Math.round(Number(this.#env.clock.monotonicTimeNanosUnsafe()) / 1e6)
   }
 
   #instanceOf(entityId: string): Instance<State> {

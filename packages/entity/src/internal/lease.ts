@@ -78,8 +78,9 @@ export class Lease {
   /** Gives it back, so that the next one need not wait. */
   readonly release: Effect.Effect<void> = Effect.suspend(() => (this.held ? Effect.ignore(this.#say("")) : Effect.void))
 
+  /** Milliseconds that pass whatever the time of day is set to. */
   get #now() {
-    return this.#clock.currentTimeMillisUnsafe()
+    return Number(this.#clock.monotonicTimeNanosUnsafe()) / 1e6
   }
 
   get #read() {

@@ -52,6 +52,7 @@ interface Writer {
 
 /** An append that somebody waits for. */
 class Pending {
+  /** Milliseconds, of the clock that is not set. */
   readonly since: number
   /** What to store, once that is known. */
   request: AppendRequest | undefined
@@ -191,20 +192,27 @@ export class ShardLog {
     this.reader = new LogReader(store, log, record)
     this.generation = record.indexGeneration
     this.#index = new EntityIndex(store, log, record.indexGeneration)
+    this.#beat = this.#elapsed
   }
+
+  /** Milliseconds that pass whatever the time of day is set to. */
+  get #elapsed(): number {
+    return Number(this.#clock.monotonicTimeNanosUnsafe()) / 1e6
+  }
+
+  /** When it was last looked what has expired: exact enough for what waits since then, and costs an append nothing. */
+  #beat: number
 
   // ------------------------------------------------------------------------------------------------ requests
 
   /** Appends events; answered when they are stored. */
   append(request: AppendRequest): Effect.Effect<Appended, JournalError> {
-    return Effect.callback((resume) =>
-      this.#queue(new Pending(this.#clock.currentTimeMillisUnsafe(), { onExit: resume }, request))
-    )
+    return Effect.callback((resume) => this.#queue(new Pending(this.#beat, { onExit: resume }, request)))
   }
 
   /** Appends, without a fiber, what `requestOf` gives when there is room for it in a block: nothing, if that is undefined. */
   appendLater<W extends Writer>(writer: W, requestOf: (writer: W) => AppendRequest | undefined): void {
-    this.#queue(new Later(this.#clock.currentTimeMillisUnsafe(), writer, requestOf))
+    this.#queue(new Later(this.#beat, writer, requestOf))
   }
 
   #queue(pending: Pending): void {
@@ -281,7 +289,7 @@ export class ShardLog {
   /** Looks once whether another process has appended, and follows; somebody else's look within `millis` serves too. */
   readonly poll = (millis: number): Effect.Effect<void, JournalError> =>
     Effect.suspend(() => {
-      const now = this.#clock.currentTimeMillisUnsafe()
+      const now = this.#elapsed
       if (now - this.#polled < millis) return Effect.void
       this.#polled = now
       return Effect.flatMap(
@@ -289,7 +297,7 @@ export class ShardLog {
         (head) => (head === null || head <= this.head ? Effect.void : this.sync)
       )
     })
-  #polled = 0
+  #polled = Number.NEGATIVE_INFINITY
 
   /** Calls `listener` whenever the head has moved, until the returned function is called. */
   onHead(listener: () => void): () => void {
@@ -388,7 +396,8 @@ export class ShardLog {
    */
   expire(): void {
     const { appendTimeoutMillis } = this.#limits
-    const oldest = this.#clock.currentTimeMillisUnsafe() - appendTimeoutMillis
+    this.#beat = this.#elapsed
+    const oldest = this.#beat - appendTimeoutMillis
     const late = (one: Pending) => one.since < oldest
     const said = this.#unanswered?.failure
     if (this.#unanswered?.taken.some(late)) {
@@ -426,7 +435,7 @@ export class ShardLog {
       }
       let turn = 0
       if (this.#pending.length > 0) {
-        const now = this.#clock.currentTimeMillisUnsafe()
+        const now = this.#elapsed
         turn = this.#turns.wait(now)
         if (this.#turns.toAsk(now)) yield* Effect.forkChild(this.#askForClaims)
       }
@@ -466,7 +475,7 @@ export class ShardLog {
     millis: number
   ): Effect.fn.Return<void, JournalError> {
     const { head } = this
-    if (this.#turns.toClaim(head, this.#clock.currentTimeMillisUnsafe())) yield* Effect.forkChild(this.#claimTurn(head))
+    if (this.#turns.toClaim(head, this.#elapsed)) yield* Effect.forkChild(this.#claimTurn(head))
     this.#asked.closeUnsafe()
     if (Option.isNone(yield* Effect.timeoutOption(this.#asked.await, millis))) yield* this.#glance
   })
@@ -605,7 +614,7 @@ export class ShardLog {
         // Nobody waits any more for what has been said to be unknown, and now surely is not stored.
         this.#pending.unshift(...taken.filter((one) => one.waits))
         // The winner goes on at once, so that the loser is the one to wait.
-        if (this.#turns.wait(this.#clock.currentTimeMillisUnsafe()) === 0) {
+        if (this.#turns.wait(this.#elapsed) === 0) {
           yield* Effect.sleep((yield* Random.next) * 10)
         }
         return false
@@ -633,7 +642,7 @@ export class ShardLog {
       JournalError
     > {
       let unknown = false
-      this.#unanswered = { since: this.#clock.currentTimeMillisUnsafe(), taken, failure: undefined }
+      this.#unanswered = { since: this.#beat, taken, failure: undefined }
       for (let attempt = 0; ; attempt++) {
         const exit = yield* Effect.exit(this.#store.appendBlock(this.log, block))
         if (Exit.isSuccess(exit)) {
@@ -685,7 +694,7 @@ export class ShardLog {
     this.#index.add(block.entries)
     const size = block.written - this.#written
     this.#moveTo(block)
-    this.#turns.seen(block.blockId, block.to, this.#clock.currentTimeMillisUnsafe())
+    this.#turns.seen(block.blockId, block.to, this.#elapsed)
     if (this.#last.size > this.#limits.rememberedEntities) {
       this.#followedFrom = this.#olderThrough
       this.#lastOlder = this.#last

@@ -294,9 +294,10 @@ export const run = <R>(
       while (events.length < largestBatch && (yield* add(moreMillis)) >= fullBatch);
       return events
     }
-    const until = (yield* Clock.currentTimeMillis) + group.withinMillis
+    const elapsedMillis = Effect.map(Clock.monotonicTimeNanos, (nanos) => Number(nanos) / 1e6)
+    const until = (yield* elapsedMillis) + group.withinMillis
     while (events.length < group.size) {
-      const left = until - (yield* Clock.currentTimeMillis)
+      const left = until - (yield* elapsedMillis)
       if (left <= 0 || (yield* add(left)) === 0) break
     }
     return events
