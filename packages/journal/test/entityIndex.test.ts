@@ -41,6 +41,27 @@ describe("the index of entities", () => {
     assert.strictEqual(after(events(1000, 1), events(1, 2, deletedType)).isPatient, false)
   })
 
+  it.effect("remembers what was written, by this process or another one, until it is to forget it", () =>
+    Effect.gen(function* () {
+      const index = new EntityIndex(memoryStore(), log, 1)
+      const recent = (after: number) => index.recentOf("account-0", after)?.map(({ sequence }) => sequence)
+      index.add(events(2, 1))
+      yield* index.flush(2)
+      index.add(events(2, 2))
+      index.add(events(2, 3))
+      index.drop(4)
+      assert.deepStrictEqual([0, 1, 2, 3].map(recent), [[1, 2, 3], [2, 3], [3], []])
+      assert.isUndefined(index.recentOf("account-2", 0))
+      index.forget(2)
+      assert.deepStrictEqual([0, 1, 2].map(recent), [undefined, [2, 3], [3]])
+      index.forget(4)
+      assert.deepStrictEqual([1, 2].map(recent), [[2, 3], [3]])
+      yield* index.flush(6)
+      index.forget(4)
+      assert.deepStrictEqual([1, 2, 3].map(recent), [undefined, [3], []])
+    })
+  )
+
   it.live("is written at last, however few events they have", () =>
     Effect.gen(function* () {
       const store = memoryStore()

@@ -1,0 +1,38 @@
+import { assert, it } from "@effect/vitest"
+import { Clock, Effect } from "effect"
+import { makeJournal } from "../src/internal/journal.ts"
+import { memoryStore } from "../src/internal/memoryStore.ts"
+
+it.live("a time of day that is set back keeps nobody from appending whose turn it is", () =>
+  Effect.gen(function* () {
+    const live = yield* Clock.Clock
+    let set = 0
+    const clock: Clock.Clock = {
+      currentTimeMillisUnsafe: () => live.currentTimeMillisUnsafe() + set,
+      currentTimeMillis: Effect.map(live.currentTimeMillis, (now) => now + set),
+      currentTimeNanosUnsafe: () => live.currentTimeNanosUnsafe() + BigInt(set) * 1_000_000n,
+      currentTimeNanos: Effect.map(live.currentTimeNanos, (now) => now + BigInt(set) * 1_000_000n),
+      monotonicTimeNanosUnsafe: () => live.monotonicTimeNanosUnsafe(),
+      monotonicTimeNanos: live.monotonicTimeNanos,
+      sleep: (duration) => live.sleep(duration)
+    }
+    const store = memoryStore()
+    const appended = Effect.gen(function* () {
+      const journals = yield* Effect.all([makeJournal(store, { shards: 1 }), makeJournal(store, { shards: 1 })])
+      const append = (process: 0 | 1) =>
+        journals[process].append({
+          entityType: "Account",
+          entityId: "account",
+          expected: "any",
+          events: [{ type: "Deposited", payload: {} }]
+        })
+      for (let i = 0; i < 5; i++) yield* append(0)
+      // It has seen then who is at work.
+      yield* journals[1].head("Account", 0)
+      set = -30_000
+      return yield* append(1)
+    })
+    const { sequence } = yield* appended.pipe(Effect.provideService(Clock.Clock, clock), Effect.timeout("8 seconds"))
+    assert.strictEqual(sequence, 6)
+  }).pipe(Effect.scoped)
+)
