@@ -59,6 +59,15 @@ describe("the index of entities", () => {
       yield* index.flush(6)
       index.forget(4)
       assert.deepStrictEqual([1, 2, 3].map(recent), [undefined, [3], []])
+      // What is deleted is in memory no more, either: `through` is 1.
+      const next = new EntityIndex(memoryStore(), log, 1)
+      next.add(events(2, 1))
+      yield* next.flush(2)
+      next.add(events(1, 2, deletedType))
+      assert.deepStrictEqual(
+        ["account-0", "account-1"].map((id) => next.recentOf(id, 0)?.map(({ item }) => item?.d)),
+        [[1, undefined], [undefined]]
+      )
     })
   )
 

@@ -163,7 +163,7 @@ export class EntityIndex {
   #waiting = new Map<string, Array<Entry>>()
   #writing = new Map<string, Array<Entry>>()
   /** What has been written before that, by whomever, up to which offset each; for states that are only a little behind. */
-  #written: Array<{ readonly entries: ReadonlyMap<string, ReadonlyArray<Entry>>; readonly through: number }> = []
+  #written: Array<{ readonly entries: Map<string, Array<Entry>>; readonly through: number }> = []
   /** Deletions that this process has seen and not yet carried into the rows that it has written. */
   #deletions = new Map<string, number>()
   /** Events that wait. */
@@ -218,13 +218,13 @@ export class EntityIndex {
     return undefined
   }
 
-  *#newestFirst(): Generator<ReadonlyMap<string, ReadonlyArray<Entry>>> {
+  *#newestFirst(): Generator<Map<string, Array<Entry>>> {
     yield this.#waiting
     yield this.#writing
     for (let i = this.#written.length - 1; i >= 0; i--) yield this.#written[i]!.entries
   }
 
-  #keep(entries: ReadonlyMap<string, ReadonlyArray<Entry>>, through: number): void {
+  #keep(entries: Map<string, Array<Entry>>, through: number): void {
     this.#written.push({ entries, through })
     if (this.#written.length > maxWritten) this.#written.shift()
   }
@@ -251,7 +251,8 @@ export class EntityIndex {
   #delete(marker: Entry): void {
     const { entityId } = marker
     const { through } = itemOf(marker).p as { readonly through: number }
-    for (const entries of [this.#writing.get(entityId), this.#waiting.get(entityId)]) {
+    for (const map of this.#newestFirst()) {
+      const entries = map.get(entityId)
       entries?.forEach((entry, i) => {
         entries[i] = afterDeletion(entry, through)
       })
