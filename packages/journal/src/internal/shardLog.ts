@@ -52,7 +52,6 @@ interface Writer {
 
 /** An append that somebody waits for. */
 class Pending {
-  /** Milliseconds, of the clock that is not set. */
   readonly since: number
   /** What to store, once that is known. */
   request: AppendRequest | undefined
@@ -192,7 +191,6 @@ export class ShardLog {
     this.reader = new LogReader(store, log, record)
     this.generation = record.indexGeneration
     this.#index = new EntityIndex(store, log, record.indexGeneration)
-    this.#beat = this.#elapsed
   }
 
   /** Milliseconds that pass whatever the time of day is set to. */
@@ -200,19 +198,16 @@ export class ShardLog {
     return Number(this.#clock.monotonicTimeNanosUnsafe()) / 1e6
   }
 
-  /** When it was last looked what has expired: exact enough for what waits since then, and costs an append nothing. */
-  #beat: number
-
   // ------------------------------------------------------------------------------------------------ requests
 
   /** Appends events; answered when they are stored. */
   append(request: AppendRequest): Effect.Effect<Appended, JournalError> {
-    return Effect.callback((resume) => this.#queue(new Pending(this.#beat, { onExit: resume }, request)))
+    return Effect.callback((resume) => this.#queue(new Pending(this.#elapsed, { onExit: resume }, request)))
   }
 
   /** Appends, without a fiber, what `requestOf` gives when there is room for it in a block: nothing, if that is undefined. */
   appendLater<W extends Writer>(writer: W, requestOf: (writer: W) => AppendRequest | undefined): void {
-    this.#queue(new Later(this.#beat, writer, requestOf))
+    this.#queue(new Later(this.#elapsed, writer, requestOf))
   }
 
   #queue(pending: Pending): void {
@@ -396,8 +391,7 @@ export class ShardLog {
    */
   expire(): void {
     const { appendTimeoutMillis } = this.#limits
-    this.#beat = this.#elapsed
-    const oldest = this.#beat - appendTimeoutMillis
+    const oldest = this.#elapsed - appendTimeoutMillis
     const late = (one: Pending) => one.since < oldest
     const said = this.#unanswered?.failure
     if (this.#unanswered?.taken.some(late)) {
@@ -642,7 +636,7 @@ export class ShardLog {
       JournalError
     > {
       let unknown = false
-      this.#unanswered = { since: this.#beat, taken, failure: undefined }
+      this.#unanswered = { since: this.#elapsed, taken, failure: undefined }
       for (let attempt = 0; ; attempt++) {
         const exit = yield* Effect.exit(this.#store.appendBlock(this.log, block))
         if (Exit.isSuccess(exit)) {
