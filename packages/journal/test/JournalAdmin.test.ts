@@ -7,6 +7,7 @@ import { gzip } from "../src/Encoding.ts"
 import { Journal, type Options } from "../src/Journal.ts"
 import { type Finding, JournalAdmin, type Progress } from "../src/JournalAdmin.ts"
 import type { JournalError } from "../src/JournalError.ts"
+import { setOff } from "./clocks.ts"
 
 const options: Options = {
   shards: 1,
@@ -31,17 +32,6 @@ const cql = (text: string, ...params: ReadonlyArray<unknown>) =>
 
 const reasonOf = <A, R>(effect: Effect.Effect<A, JournalError, R>) =>
   Effect.map(Effect.flip(effect), ({ reason }) => reason)
-
-/** A clock that goes forward at once. */
-const ahead = (clock: Clock.Clock, millis: () => number): Clock.Clock => ({
-  currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe() + millis(),
-  currentTimeMillis: Effect.map(clock.currentTimeMillis, (now) => now + millis()),
-  currentTimeNanosUnsafe: () => clock.currentTimeNanosUnsafe(),
-  currentTimeNanos: clock.currentTimeNanos,
-  monotonicTimeNanosUnsafe: () => clock.monotonicTimeNanosUnsafe(),
-  monotonicTimeNanos: clock.monotonicTimeNanos,
-  sleep: (duration) => clock.sleep(duration)
-})
 
 const entityIds = ["a", "b", "c"]
 const fresh = () => `T-${crypto.randomUUID()}`
@@ -698,7 +688,7 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("JournalAdmin",
       // The index is damaged, so that loading fails.
       yield* setIndex(entityType, "a", 0, 1, rubbish)
       let millis = 0
-      const later = ahead(yield* Clock.Clock, () => millis)
+      const later = setOff(yield* Clock.Clock, () => millis)
       yield* withJournal(
         Effect.gen(function* () {
           const journal = yield* Journal
@@ -964,7 +954,7 @@ layer(Live, { excludeTestServices: true, timeout: "2 minutes" })("JournalAdmin",
       const admin = yield* JournalAdmin
       const entityType = fresh()
       let millis = 0
-      const later = ahead(yield* Clock.Clock, () => millis)
+      const later = setOff(yield* Clock.Clock, () => millis)
       yield* withJournal(
         Effect.gen(function* () {
           const journal = yield* Journal

@@ -2,20 +2,12 @@ import { assert, it } from "@effect/vitest"
 import { Clock, Effect } from "effect"
 import { makeJournal } from "../src/internal/journal.ts"
 import { memoryStore } from "../src/internal/memoryStore.ts"
+import { setOff } from "./clocks.ts"
 
 it.live("a time of day that is set back keeps nobody from appending whose turn it is", () =>
   Effect.gen(function* () {
-    const live = yield* Clock.Clock
     let set = 0
-    const clock: Clock.Clock = {
-      currentTimeMillisUnsafe: () => live.currentTimeMillisUnsafe() + set,
-      currentTimeMillis: Effect.map(live.currentTimeMillis, (now) => now + set),
-      currentTimeNanosUnsafe: () => live.currentTimeNanosUnsafe() + BigInt(set) * 1_000_000n,
-      currentTimeNanos: Effect.map(live.currentTimeNanos, (now) => now + BigInt(set) * 1_000_000n),
-      monotonicTimeNanosUnsafe: () => live.monotonicTimeNanosUnsafe(),
-      monotonicTimeNanos: live.monotonicTimeNanos,
-      sleep: (duration) => live.sleep(duration)
-    }
+    const clock = setOff(yield* Clock.Clock, () => set)
     const store = memoryStore()
     const appended = Effect.gen(function* () {
       const journals = yield* Effect.all([makeJournal(store, { shards: 1 }), makeJournal(store, { shards: 1 })])

@@ -204,16 +204,13 @@ export class EntityIndex {
   /** The events of an entity after a sequence number, if all of them are in memory. */
   recentOf(entityId: string, after: number): ReadonlyArray<Entry> | undefined {
     const recent: Array<Entry> = []
-    let first: number | undefined
-    for (const entries of this.#newestFirst()) {
-      const list = entries.get(entityId)
-      if (list === undefined) continue
-      for (let i = list.length - 1; i >= 0 && first !== after + 1; i--) {
-        const entry = list[i]!
-        first = Math.max(entry.sequence, after + 1)
+    for (const map of this.#newestFirst()) {
+      const entries = map.get(entityId) ?? []
+      for (let i = entries.length - 1; i >= 0; i--) {
+        const entry = entries[i]!
         if (entry.sequence > after) recent.push(entry)
+        if (entry.sequence <= after + 1) return recent.reverse()
       }
-      if (first === after + 1) return recent.reverse()
     }
     return undefined
   }
