@@ -1,10 +1,14 @@
 // A process that appends events to the entities of others as well, for benchProcesses.ts and processes.test.ts. It is
 // started by `startAppender`, works when it is asked to, and ends when its parent does.
+import { CommandRouting } from "@effect-cassandra/entity/CommandRouting"
+import * as Decision from "@effect-cassandra/entity/Decision"
+import * as PersistentEntity from "@effect-cassandra/entity/PersistentEntity"
 import { type EntityKey, Journal, type Options, type Position } from "@effect-cassandra/journal/Journal"
 import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import type { Connection } from "@effect-cassandra/testing/CassandraServer"
-import { Effect, Layer, Redacted } from "effect"
-import { effectful, note, percentile } from "./benchmark.ts"
+import { Effect, Layer, Redacted, Schema } from "effect"
+import { Rpc } from "effect/rpc"
+import { Deposited, effectful, note, percentile } from "./benchmark.ts"
 
 /** Of the entities that all processes append to; each also has some that no other one knows. */
 export const entityType = "Shared"
@@ -17,18 +21,38 @@ export interface Setup {
   readonly journal: Options
 }
 
+/** The same in all processes: with a process for each shard, and without. */
+const definition = {
+  state: Schema.Int,
+  initialState: 0,
+  events: [Deposited],
+  commands: [Rpc.make("Deposit", { payload: { cents: Schema.Int }, success: Schema.Int })]
+}
+const Routed = PersistentEntity.make("Routed", definition)
+const Unrouted = PersistentEntity.make("Unrouted", definition)
+const behavior = Routed.behavior({
+  apply: (_, { balance }) => balance,
+  commands: {
+    Deposit: (balance, { cents }) =>
+      Decision.persist({ _tag: "Deposited", cents, balance: balance + cents, note: note() }, (after) => after)
+  }
+})
+
 /** Work: so many loops, each of which appends to one entity after the other, of so many. */
 export interface Work {
   readonly loops: number
   readonly entities: number
   readonly millis: number
-  /** Without regard to what others append, or with a position, which is loaded again after a conflict. */
-  readonly expected: "any" | "position"
+  /** Appends without regard to others', or with a position, which is loaded again after a conflict; or commands. */
+  readonly expected: Expected
   /** To entities that no other process appends to. */
   readonly apart?: boolean | undefined
   /** Tells of each append that was acknowledged. */
   readonly tell: boolean
 }
+
+/** As an append, or as a command of an entity, which is sent to the process that has it, or is not. */
+export type Expected = "any" | "position" | "command" | "routed command"
 
 /** What an appender says. */
 export type Answer =
@@ -52,6 +76,7 @@ const entityOf = (loop: number, { entities, expected }: Work) => `${expected}-${
 
 const work = Effect.fnUntraced(function* (name: string, work: Work) {
   const journal = yield* Journal
+  const entities = { command: yield* Unrouted, "routed command": yield* Routed }
   const type = work.apart === true ? name : entityType
   const positions = new Map<string, Position>()
   const failures: Record<string, number> = {}
@@ -107,6 +132,18 @@ const work = Effect.fnUntraced(function* (name: string, work: Work) {
             failures[reason._tag] = (failures[reason._tag] ?? 0) + 1
           })
       })
+    if (work.expected === "command" || work.expected === "routed command") {
+      return Effect.matchEffect(entities[work.expected](entityId).Deposit({ cents: 100 }), {
+        onSuccess: () => {
+          stored++
+          return Effect.void
+        },
+        onFailure: ({ reason }) => {
+          failures[reason._tag] = (failures[reason._tag] ?? 0) + 1
+          return Effect.void
+        }
+      })
+    }
     const known = positions.get(entityId)
     return work.expected === "any" ? append("any") : known === undefined ? load(undefined) : append(known)
   }
@@ -131,7 +168,7 @@ const work = Effect.fnUntraced(function* (name: string, work: Work) {
 
 const program = ({ connection, journal, keyspace, name }: Setup) =>
   Effect.gen(function* () {
-    const services = yield* Effect.context<Journal>()
+    const services = yield* Effect.context<Effect.Services<ReturnType<typeof work>>>()
     process.on("message", (message: Work) => Effect.runForkWith(services)(work(name, message)))
     say({ _tag: "ready" })
     return yield* Effect.callback<void>((resume) => {
@@ -139,7 +176,8 @@ const program = ({ connection, journal, keyspace, name }: Setup) =>
     })
   }).pipe(
     Effect.provide(
-      Journal.layer(journal).pipe(
+      Layer.mergeAll(Unrouted.layer(behavior), Layer.provide(Routed.layer(behavior), CommandRouting.layer())).pipe(
+        Layer.provideMerge(Journal.layer(journal)),
         Layer.provide(
           CassandraSession.layer({
             ...connection,

@@ -4,6 +4,7 @@
 import { parseArgs } from "node:util"
 import { CassandraServer } from "@effect-cassandra/testing/CassandraServer"
 import { Effect } from "effect"
+import type { Expected } from "./appender.ts"
 import { type Appender, startAppender } from "./appenders.ts"
 import { median, ServerLive, timing } from "./benchmark.ts"
 
@@ -14,14 +15,25 @@ const { values } = parseArgs({
     entities: { type: "string", default: "200" },
     shards: { type: "string", default: "4" },
     processes: { type: "string", default: "1,2,5" },
-    expected: { type: "string", default: "any,position" }
+    expected: { type: "string", default: "any,position,command" }
   }
 })
 const loops = Number(values.loops)
 const entities = Number(values.entities)
 const rounds = Number(values.rounds)
 const counts = values.processes.split(",").map(Number)
-const cases = counts.flatMap((count) => (count === 1 ? [false] : [false, true]).map((apart) => ({ count, apart })))
+const modes = values.expected.split(",") as Array<"any" | "position" | "command">
+
+interface Case {
+  readonly count: number
+  readonly entities: "the same" | "own" | "the same, routed"
+}
+
+const casesOf = (mode: (typeof modes)[number]) =>
+  counts.flatMap((count): Array<Case> => {
+    const more = mode === "command" ? "the same, routed" : "own"
+    return [{ count, entities: "the same" }, ...(count === 1 ? [] : [{ count, entities: more } as const])]
+  })
 
 const program = Effect.gen(function* () {
   const { connection } = yield* CassandraServer
@@ -33,13 +45,14 @@ const program = Effect.gen(function* () {
     appenders.push(yield* startAppender({ name: `process-${i}`, connection: rest, keyspace, journal }, () => {}))
   }
   const run = Effect.fnUntraced(function* (
-    { apart, count }: (typeof cases)[number],
-    expected: "any" | "position",
+    { count, entities: which }: Case,
+    mode: (typeof modes)[number],
     millis: number
   ) {
+    const expected: Expected = which === "the same, routed" ? "routed command" : mode
     const answers = yield* Effect.forEach(
       appenders.slice(0, count),
-      (appender) => appender.work({ loops, entities, millis, expected, apart, tell: false }),
+      (appender) => appender.work({ loops, entities, millis, expected, apart: which === "own", tell: false }),
       { concurrency: "unbounded" }
     )
     const sum = (of: (answer: (typeof answers)[number]) => number) => answers.reduce((all, one) => all + of(one), 0)
@@ -54,25 +67,25 @@ const program = Effect.gen(function* () {
     }
   })
   // All of them, for code that is not compiled yet takes several times as long.
-  for (const expected of ["any", "position"] as const) {
-    yield* run(cases.at(-1)!, expected, Number(values.warm) * 1000)
-    yield* run({ count: counts.at(-1)!, apart: false }, expected, Number(values.warm) * 1000)
+  for (const mode of modes) {
+    for (const one of casesOf(mode).slice(-2)) yield* run(one, mode, Number(values.warm) * 1000)
   }
   const table: Array<Record<string, string>> = []
-  for (const expected of values.expected.split(",") as Array<"any" | "position">) {
+  for (const mode of modes) {
+    const cases = casesOf(mode)
     const results = cases.map(() => [] as Array<Effect.Success<ReturnType<typeof run>>>)
     for (let round = 0; round < rounds; round++) {
       for (const [i, one] of cases.entries()) {
-        results[i]!.push(yield* run(one, expected, Number(values.seconds) * 1000))
+        results[i]!.push(yield* run(one, mode, Number(values.seconds) * 1000))
       }
     }
     const base = median(results[0]!.map(({ perSecond }) => perSecond))
-    for (const [i, { apart, count }] of cases.entries()) {
+    for (const [i, { count, entities }] of cases.entries()) {
       const of = (name: keyof (typeof results)[number][number]) => median(results[i]!.map((result) => result[name]))
       table.push({
-        expected,
+        expected: mode,
         processes: String(count),
-        entities: apart ? "own" : "the same",
+        entities,
         "appends/s": Math.round(of("perSecond")).toLocaleString("en"),
         ratio: (of("perSecond") / base).toFixed(2),
         "slowest process": Math.round(of("least")).toLocaleString("en"),

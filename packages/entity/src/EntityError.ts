@@ -49,6 +49,12 @@ export class EntitiesClosed extends Schema.TaggedError<EntitiesClosed>()("Entiti
   stored: Stored
 }) {}
 
+/** The connection to the process that has the entity was lost before it answered (`CommandRouting`). */
+export class ConnectionLost extends Schema.TaggedError<ConnectionLost>()("ConnectionLost", {
+  ...Command,
+  stored: Stored
+}) {}
+
 /** The id of the command was given to another command of the entity before, or to the same one with another payload. */
 export class CommandIdReused extends Schema.TaggedError<CommandIdReused>()("CommandIdReused", {
   ...Command,
@@ -85,6 +91,7 @@ export const Reason = Schema.Union([
   CommandTimeout,
   RecoveryTimeout,
   EntitiesClosed,
+  ConnectionLost,
   CommandIdReused,
   CommandTooOld,
   UndecodableAnswer,
@@ -103,7 +110,7 @@ export class EntityError extends Schema.TaggedError<EntityError>()("EntityError"
   /** The events of the command may have been stored all the same; otherwise they surely were not. */
   get maybeStored(): boolean {
     const { reason } = this
-    return reason._tag === "CommandTimeout" || reason._tag === "EntitiesClosed"
+    return reason._tag === "CommandTimeout" || reason._tag === "EntitiesClosed" || reason._tag === "ConnectionLost"
       ? reason.stored === "unknown"
       : reason._tag === "JournalFailure" && reason.cause.reason._tag === "OutcomeUnknown"
   }

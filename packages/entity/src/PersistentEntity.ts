@@ -3,8 +3,21 @@
  */
 import { type EventSchema, make as makeEventCodec } from "@effect-cassandra/journal/EventCodec"
 import { Journal, type LogPosition } from "@effect-cassandra/journal/Journal"
-import { Clock, Config, Context, type Duration, Effect, Layer, Schedule, type Schema, type Scope, Tracer } from "effect"
+import {
+  Clock,
+  Config,
+  Context,
+  type Duration,
+  Effect,
+  Layer,
+  Option,
+  Schedule,
+  type Schema,
+  type Scope,
+  Tracer
+} from "effect"
 import type { Rpc } from "effect/rpc"
+import { CommandRouting } from "./CommandRouting.ts"
 import type * as Decision from "./Decision.ts"
 import type { EntityError } from "./EntityError.ts"
 import { CurrentCommandIds, CurrentPlace, type Place } from "./internal/command.ts"
@@ -13,6 +26,7 @@ import { EntityMetrics } from "./internal/metrics.ts"
 import { checkDefinition, makeModel } from "./internal/model.ts"
 import { config as optionsConfig, settings as settingsOf } from "./internal/options.ts"
 import { type Environment as ReactionsEnvironment, react } from "./internal/reactions.ts"
+import { Router } from "./internal/router.ts"
 import type { ReadOnly } from "./ReadOnly.ts"
 
 /** A schema of an entity's state; no services are needed to encode it. */
@@ -299,11 +313,20 @@ const run = Effect.fnUntraced(function* <State, Event extends EventSchema, Comma
       Effect.sync(() => metrics.close())
     )
   )
+  const routing = yield* Effect.serviceOption(CommandRouting)
+  const router = Option.map(
+    routing,
+    (routing) => new Router<State>(routing, { entities, model, settings, journal, metrics, clock, services })
+  )
+  if (Option.isSome(router)) yield* Effect.acquireRelease(router.value.open, () => router.value.close)
   const every = (effect: Effect.Effect<void>, millis: number) =>
     effect.pipe(Effect.repeat(Schedule.spaced(millis)), Effect.withTracerEnabled(false), Effect.forkIn(scope))
   yield* every(entities.passivateIdle, Math.min(30_000, Math.max(10, settings.passivateAfter / 4)))
-  yield* every(entities.expire, Math.min(1000, Math.max(10, settings.askTimeout / 20)))
+  const expireMillis = Math.min(1000, Math.max(10, settings.askTimeout / 20))
+  yield* every(entities.expire, expireMillis)
+  if (Option.isSome(router)) yield* every(router.value.expire, expireMillis)
 
+  const asked: Pick<Running<State>, "ask"> = Option.getOrElse(router, () => entities)
   class EntityClient {
     readonly entityId: string
     constructor(entityId: string) {
@@ -314,7 +337,7 @@ const run = Effect.fnUntraced(function* <State, Event extends EventSchema, Comma
   for (const [tag, command] of model.commands) {
     Object.defineProperty(EntityClient.prototype, tag, {
       value(this: EntityClient, payload: unknown) {
-        return entities.ask(this.entityId, command, payload)
+        return asked.ask(this.entityId, command, payload)
       }
     })
   }

@@ -1,3 +1,4 @@
+export * as CommandRouting from "./CommandRouting.ts"
 export * as Decision from "./Decision.ts"
 export * as EntityError from "./EntityError.ts"
 export * as PersistentEntity from "./PersistentEntity.ts"

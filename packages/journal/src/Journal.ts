@@ -291,6 +291,8 @@ export class Journal extends Context.Service<
     readonly confirm: (entity: EntityKey, position: Position) => Effect.Effect<Position, JournalError>
     /** Whether this process has seen no event of the entity beyond a position. Nobody is asked. */
     readonly isCurrent: (entity: EntityKey, position: Position) => boolean
+    /** The offset of the last event of a shard that this process has seen; 0 where it has not looked yet. Nobody is asked. */
+    readonly seen: (entityType: string, shard: number) => number
     /** Saves a state and removes the snapshots at `removeThrough` or before. */
     readonly saveSnapshot: (
       entity: EntityKey,

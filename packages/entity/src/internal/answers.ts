@@ -17,6 +17,42 @@ const Stored = Schema.Struct({
 
 const readStored = Schema.decodeUnknownOption(Stored)
 
+/** The payload and the answers of a command as JSON. */
+export interface Codecs {
+  readonly payload: Codec
+  readonly success: Codec
+  readonly error: Codec
+}
+
+interface Codec {
+  readonly decode: (encoded: unknown) => Exit.Exit<unknown, unknown>
+  /** Throws where the value does not fit the schema. */
+  readonly encode: (value: unknown) => Json
+}
+
+/** Few commands have ids or come from elsewhere: what these need is made when the first one comes. */
+export const makeCodecs = (command: Rpc.AnyWithProps): (() => Codecs) => {
+  let made: Codecs | undefined
+  const codec = (what: string, schema: Schema.Top): Codec => {
+    const asJson = json(schema as Schema.Codec<unknown>)
+    const encode = SchemaParser.encodeUnknownResult(asJson)
+    return {
+      decode: SchemaParser.decodeUnknownExit(asJson),
+      encode: (value) => {
+        const encoded = encode(value)
+        if (Result.isSuccess(encoded)) return encoded.success
+        throw new Error(`the ${what} of ${command._tag} does not fit its schema: ${describeIssue(encoded.failure)}`)
+      }
+    }
+  }
+  return () =>
+    (made ??= {
+      payload: codec("payload", command.payloadSchema),
+      success: codec("reply", command.successSchema),
+      error: codec("error", command.errorSchema)
+    })
+}
+
 /** Answers to one command. */
 export interface Answers {
   readonly digest: (payload: unknown) => string
@@ -28,30 +64,7 @@ export interface Answers {
   ) => Effect.Effect<unknown, unknown> | "reused" | "undecodable"
 }
 
-export const makeAnswers = (command: Rpc.AnyWithProps): Answers => {
-  // Few commands have ids: what they need is made when the first one comes.
-  let made: ReturnType<typeof make> | undefined
-  const make = () => {
-    const codec = (what: string, schema: Schema.Top) => {
-      const asJson = json(schema as Schema.Codec<unknown>)
-      const encode = SchemaParser.encodeUnknownResult(asJson)
-      return {
-        decode: SchemaParser.decodeUnknownExit(asJson),
-        encode: (value: unknown): Json => {
-          const encoded = encode(value)
-          if (Result.isSuccess(encoded)) return encoded.success
-          throw new Error(`the ${what} of ${tag} does not fit its schema: ${describeIssue(encoded.failure)}`)
-        }
-      }
-    }
-    return {
-      payload: codec("payload", command.payloadSchema),
-      success: codec("reply", command.successSchema),
-      error: codec("error", command.errorSchema)
-    }
-  }
-  const { _tag: tag } = command
-  const codecs = () => (made ??= make())
+export const makeAnswers = (tag: string, codecs: () => Codecs): Answers => {
   return {
     digest: (payload) =>
       createHash("sha256")

@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from "node:util"
 import type { LogPosition } from "@effect-cassandra/journal/Journal"
 import { Context } from "effect"
 
@@ -11,6 +12,21 @@ export interface CommandIds {
   readonly since?: number
   /** The payloads of the commands given so far, by entity and id, where two of one id are known to be a mistake. */
   readonly given?: Map<string, unknown>
+}
+
+/** Whether a command with this id can be meant: false for a second one of an effect with another payload. */
+export const isOwn = (
+  { given }: CommandIds,
+  entityType: string,
+  entityId: string,
+  id: string,
+  payload: unknown
+): boolean => {
+  if (given === undefined) return true
+  const name = JSON.stringify([entityType, entityId, id])
+  if (given.has(name)) return isDeepStrictEqual(given.get(name), payload)
+  given.set(name, payload)
+  return true
 }
 
 /** The ids of the commands in an effect; without it they have none. */

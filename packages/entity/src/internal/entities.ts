@@ -1,7 +1,6 @@
 /**
  * The entities of one type in this process: commands take turns at each, are decided, stored and answered.
  */
-import { isDeepStrictEqual } from "node:util"
 import type { StoredEvent } from "@effect-cassandra/journal/EventCodec"
 import type { Append, Appended, Journal, LogPosition } from "@effect-cassandra/journal/Journal"
 import type { JournalError } from "@effect-cassandra/journal/JournalError"
@@ -32,7 +31,7 @@ import {
   UndecodableAnswer
 } from "../EntityError.ts"
 import { Ask, Asks, type Next, type Turns } from "./ask.ts"
-import { CurrentCommandIds, CurrentPlace } from "./command.ts"
+import { CurrentCommandIds, CurrentPlace, isOwn } from "./command.ts"
 import { Instance, type Loaded } from "./instance.ts"
 import type { EntityMetrics } from "./metrics.ts"
 import type { AnyDecision, Command, Model } from "./model.ts"
@@ -395,11 +394,7 @@ export class Entities<State> implements Turns<State> {
     if (ids !== undefined) {
       if (loaded.commands === undefined) return Effect.flatMap(this.#load(instance, true), () => this.#turn(ask))
       const id = ids.of(command.tag)
-      if (ids.given !== undefined) {
-        const name = JSON.stringify([this.entityType, instance.entityId, id])
-        if (!ids.given.has(name)) ids.given.set(name, payload)
-        else if (!isDeepStrictEqual(ids.given.get(name), payload)) return this.#reused(ask, id)
-      }
+      if (!isOwn(ids, this.entityType, instance.entityId, id, payload)) return this.#reused(ask, id)
       const { answers, from } = loaded.commands
       if (answers.has(id)) return this.#repeat(ask, loaded, answers.get(id), id)
       if (ids.since !== undefined && ids.since < from.stamp) return this.#tooOld(ask, id)

@@ -13,6 +13,7 @@ export class EntityMetrics {
   snapshots = 0
   waiting = 0
   localReads = 0
+  forwarded = 0
   reactions = 0
   reactionFailures = 0
   reactingShards = 0
@@ -31,6 +32,7 @@ export class EntityMetrics {
     metrics.counter("entity.passivations", "Entities that left memory", () => this.passivations)
     metrics.counter("entity.restarts", "Entities restarted after a defect", () => this.restarts)
     metrics.counter("entity.local_reads", "Read-only commands answered from memory at once", () => this.localReads)
+    metrics.counter("entity.forwarded", "Commands sent to the process that has the entity", () => this.forwarded)
     metrics.counter("entity.reactions", "Events whose reactions or timers are done", () => this.reactions)
     metrics.counter("entity.reaction_failures", "Attempts that failed, to be made again", () => this.reactionFailures)
     metrics.gauge("entity.reacting_shards", "Shards whose reactions this process does", () => this.reactingShards)

@@ -15,7 +15,7 @@ import { type Rpc, RpcSchema } from "effect/rpc"
 import type * as Decision from "../Decision.ts"
 import type { Behavior, Definition } from "../PersistentEntity.ts"
 import { Annotation, type Freshness } from "../ReadOnly.ts"
-import { type Answers, makeAnswers } from "./answers.ts"
+import { type Answers, type Codecs, makeAnswers, makeCodecs } from "./answers.ts"
 
 /** An event of any entity type. */
 export interface AnyEvent {
@@ -30,6 +30,7 @@ export interface Command<State> {
   readonly readOnly: Freshness | undefined
   /** Why a payload does not fit the schema, in words. */
   readonly problem: (payload: unknown) => string | undefined
+  readonly codecs: () => Codecs
   /** Writes and reads the answers that are stored with the ids of commands. */
   readonly answers: Answers
   readonly decide: (
@@ -67,11 +68,13 @@ export const makeModel = <State, Event extends EventSchema, Commands extends Rpc
     const { _tag: tag } = command
     const decide = (behavior.commands as Record<string, Command<State>["decide"]>)[tag]
     if (decide === undefined) throw new Error(`${entityType} has no handler for its command ${tag}`)
+    const codecs = makeCodecs(command)
     commands.set(tag, {
       tag,
       readOnly: Context.get(command.annotations, Annotation),
       problem: problemOf(command.payloadSchema),
-      answers: makeAnswers(command),
+      codecs,
+      answers: makeAnswers(tag, codecs),
       decide
     })
   }

@@ -502,6 +502,7 @@ export const makeJournal = Effect.fnUntraced(function* (
     load,
     confirm,
     isCurrent,
+    seen: (entityType, shard) => startedLog(entityType, shard)?.head ?? 0,
     saveSnapshot,
     delete: deleteEvents,
     events: (entityType, shard, after) =>
