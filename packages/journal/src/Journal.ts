@@ -177,6 +177,16 @@ export interface Append {
    * it has no events, an event `$command` is stored to remember it.
    */
   readonly command?: { readonly id: string; readonly answer?: Json | undefined } | undefined
+  /**
+   * An append of the same entity in this process that comes directly before this one. It need not be stored yet: `expected`
+   * is the position after its events, with its own `validThrough`. Of both, the second is stored only if the first is.
+   */
+  readonly behind?: Queued | undefined
+}
+
+/** An append that waits to be stored. */
+export interface Queued {
+  readonly "~@effect-cassandra/journal/Queued": true
 }
 
 /** What became of an append. */
@@ -249,9 +259,10 @@ export interface Appender {
   readonly metadata: Metadata
   /**
    * What to store; `expected` must be a position. Undefined where nothing is to be stored any more: then `onExit` is not
-   * called. Called once; what it throws is a defect of this append.
+   * called. Called once, in the order in which they were given; what it throws is a defect of this append. `own`: for those
+   * that come behind it.
    */
-  decide(): Append | undefined
+  decide(own: Queued): Append | undefined
   /** Called once, at once or later, and must not throw. If `decide` was not called before, nothing was stored. */
   onExit(exit: Exit.Exit<Appended, JournalError>): void
 }

@@ -130,7 +130,7 @@ describe("the index of entities", () => {
       let sequence = 0
       const append = Effect.gen(function* () {
         const events = [{ type: "Deposited", text: '"t":"Deposited","p":{}' }]
-        const request = { entityId: "account", floating: false, events, size: 10, answer: undefined }
+        const request = { entityId: "account", floating: false, behind: undefined, events, size: 10, answer: undefined }
         yield* writer.append({ ...request, expected: sequence++, validThrough: writer.head })
         yield* follower.sync
       })

@@ -3,7 +3,8 @@ import {
   type Appended,
   type Appender,
   CurrentMetadata,
-  type Metadata
+  type Metadata,
+  type Queued
 } from "@effect-cassandra/journal/Journal"
 import type { JournalError } from "@effect-cassandra/journal/JournalError"
 import { Context, type Effect, type Exit, type Fiber, type Tracer } from "effect"
@@ -25,7 +26,7 @@ export interface Next<State> {
 export interface Turns<State> {
   readonly entityType: string
   /** Decides a command when there is room for its events; undefined where it has none, or is not wanted any more. */
-  decide(ask: Ask<State>): Append | undefined
+  decide(ask: Ask<State>, own: Queued): Append | undefined
   /** Goes on when the events are stored, or are not. */
   appended(ask: Ask<State>, exit: Exit.Exit<Appended, JournalError>): void
 }
@@ -45,6 +46,10 @@ export class Ask<State> implements Appender {
   /** The state that it was decided from, and what follows, while its events are with the journal. */
   from: Loaded<State> | undefined
   next: Next<State> | undefined
+  /** It stands for its append, for those behind it. */
+  append: Queued | undefined
+  /** It was decided from the state after one that was not stored yet. */
+  isBehind = false
   /** Events that it stored. */
   stored = 0
   span: Tracer.Span | undefined
@@ -54,6 +59,8 @@ export class Ask<State> implements Appender {
   earlier: Ask<State> | undefined
   later: Ask<State> | undefined
   readonly begin = performance.now()
+  /** Counts the commands. */
+  readonly order: number
   /** Milliseconds of the clock. */
   readonly since: number
   readonly instance: Instance<State>
@@ -69,6 +76,7 @@ export class Ask<State> implements Appender {
     payload: unknown,
     context: Context.Context<never>,
     since: number,
+    order: number,
     resume: (answer: Effect.Effect<unknown, unknown>) => void
   ) {
     this.instance = instance
@@ -76,6 +84,7 @@ export class Ask<State> implements Appender {
     this.payload = payload
     this.context = context
     this.since = since
+    this.order = order
     this.#resume = resume
   }
 
@@ -91,8 +100,8 @@ export class Ask<State> implements Appender {
     return Context.get(this.context, CurrentMetadata)
   }
 
-  decide(): Append | undefined {
-    return this.instance.turns.decide(this)
+  decide(own: Queued): Append | undefined {
+    return this.instance.turns.decide(this, own)
   }
 
   onExit(exit: Exit.Exit<Appended, JournalError>): void {

@@ -2,7 +2,7 @@
  * The entities of one type in this process: commands take turns at each, are decided, stored and answered.
  */
 import type { StoredEvent } from "@effect-cassandra/journal/EventCodec"
-import type { Append, Appended, Journal, LogPosition } from "@effect-cassandra/journal/Journal"
+import type { Append, Appended, Journal, LogPosition, Queued } from "@effect-cassandra/journal/Journal"
 import type { JournalError } from "@effect-cassandra/journal/JournalError"
 import {
   Cause,
@@ -12,6 +12,7 @@ import {
   Exit,
   Fiber,
   Latch,
+  Option,
   PartitionedSemaphore,
   type Scope,
   Tracer
@@ -78,6 +79,8 @@ export class Entities<State> implements Turns<State> {
   /** Thousands may wait: a Semaphore would look at all of them each time that one is through. */
   readonly #recovering: PartitionedSemaphore.PartitionedSemaphore<"all">
   readonly #saving = PartitionedSemaphore.makeUnsafe<"all">({ permits: snapshotWrites })
+  /** Commands so far. */
+  #count = 0
   #closing = false
   readonly #finished = Latch.makeUnsafe(true)
 
@@ -138,21 +141,18 @@ export class Entities<State> implements Turns<State> {
         return resume(fail(new EntitiesClosed({ ...this.#names(entityId, command), stored: "no", message })))
       }
       const instance = this.#instanceOf(entityId)
-      const size = command.readOnly === undefined ? (instance.waiting?.length ?? 0) : instance.reads
+      const size = command.readOnly === undefined ? instance.behind : instance.reads
       if (size >= this.#env.settings.mailboxSize) return resume(this.#refuse(instance, command, size))
       const { context } = fiber
-      const ask = new Ask(instance, command, payload, context, this.#now(), resume)
+      const ask = new Ask(instance, command, payload, context, this.#now(), this.#count++, resume)
       ask.span = span
       ask.ids = Context.get(context, CurrentCommandIds)
       ask.place = Context.get(context, CurrentPlace)
       this.#asks.add(ask)
       if (command.readOnly !== undefined) this.#startRead(ask)
-      else if (instance.running === undefined && instance.waiting === undefined && instance.defects === 0) {
-        this.#start(ask)
-      } else {
-        this.#env.metrics.waiting++
-        if (instance.waiting === undefined) instance.waiting = [ask]
-        else instance.waiting.push(ask)
+      else if (instance.waiting === undefined && instance.defects === 0 && this.#canStart(ask)) this.#start(ask)
+      else {
+        this.#queue(ask)
         this.#drain(instance)
       }
       if (!ask.answered) return Effect.suspend(() => this.#withdraw(ask))
@@ -195,7 +195,7 @@ export class Entities<State> implements Turns<State> {
   #drain(instance: Instance<State>): void {
     if (instance.draining) return
     instance.draining = true
-    while (instance.running === undefined && instance.waiting !== undefined) {
+    while (instance.waiting !== undefined && this.#canStart(instance.waiting[0]!)) {
       const pause = instance.restartAt - this.#now()
       if (pause > 0) {
         const later = Effect.sync(() => {
@@ -211,6 +211,19 @@ export class Entities<State> implements Turns<State> {
     }
     instance.draining = false
     this.#stopIfIdle(instance)
+  }
+
+  /** Into the mailbox, behind those that came before. */
+  #queue(ask: Ask<State>): void {
+    const { instance } = ask
+    this.#env.metrics.waiting++
+    if (instance.waiting === undefined) {
+      instance.waiting = [ask]
+      return
+    }
+    let place = instance.waiting.length
+    while (place > 0 && instance.waiting[place - 1]!.order > ask.order) place--
+    instance.waiting.splice(place, 0, ask)
   }
 
   #unqueue(ask: Ask<State>): void {
@@ -232,50 +245,120 @@ export class Entities<State> implements Turns<State> {
     this.#drain(instance)
   }
 
+  /** Whether a command can begin: where others are with the journal, only behind them. */
+  #canStart(ask: Ask<State>): boolean {
+    const { queued, returned, running } = ask.instance
+    return running === undefined && (queued === 0 || (!returned && this.#isQuick(ask)))
+  }
+
   /**
    * Where the state is in memory, a command waits with the journal until there is room for its events in a block, to be
    * decided and stored without a fiber: most commands of a busy process. All else takes the long way, and so does what fails.
    */
-  #start(ask: Ask<State>): void {
-    const { instance } = ask
-    instance.running = ask
-    instance.lastUsed = ask.since
-    const append = this.#env.journal.append.unsafe
-    if (append === undefined || instance.loaded === undefined || ask.ids !== undefined) {
-      this.#runTurn(ask, () => this.#turn(ask))
-    } else append(ask)
+  #isQuick({ ids, instance }: Ask<State>): boolean {
+    return ids === undefined && instance.loaded !== undefined && this.#env.journal.append.unsafe !== undefined
   }
 
-  decide(ask: Ask<State>): Append | undefined {
-    if (ask.answered) return undefined
-    const { loaded } = ask.instance
-    ask.phase = "deciding"
-    const begun = loaded === undefined ? () => this.#turn(ask) : this.#begin(ask, loaded)
+  #start(ask: Ask<State>): void {
+    const { instance } = ask
+    instance.lastUsed = ask.since
+    if (this.#isQuick(ask)) {
+      instance.queued++
+      this.#env.journal.append.unsafe!(ask)
+    } else this.#runAlone(ask, () => this.#turn(ask))
+  }
+
+  /** The commands of an entity that come into one block are decided one after the other, each from the state after the last. */
+  decide(ask: Ask<State>, own: Queued): Append | undefined {
+    const { instance } = ask
+    const { loaded, newest, returned, running } = instance
+    if (ask.answered) {
+      this.#leave(instance)
+      return undefined
+    }
+    if (running !== undefined || returned) {
+      this.#return(ask)
+      return undefined
+    }
+    const from = newest === undefined ? loaded : after(newest)
+    const begun = from === undefined ? () => this.#turn(ask) : this.#begin(ask, from, newest)
     if (typeof begun === "function") {
-      this.#runTurn(ask, begun)
+      // What is no event for sure must not rest on one that is not stored yet.
+      if (newest !== undefined) this.#return(ask)
+      else {
+        instance.queued--
+        this.#runAlone(ask, begun)
+      }
       return undefined
     }
     ask.phase = "storing"
-    ask.from = loaded
+    ask.from = from
     ask.next = begun.next
+    ask.append = own
+    ask.isBehind = newest !== undefined
+    instance.newest = ask
     return begun.request
   }
 
   appended(ask: Ask<State>, exit: Exit.Exit<Appended, JournalError>): void {
     const { from, instance, next } = ask
-    if (from !== undefined && next !== undefined) {
-      if (Exit.isSuccess(exit)) this.#endTurn(ask, this.#stored(ask, from, next, exit.value))
-      else this.#runTurn(ask, () => this.#settle(ask, from, next, exit))
-    } else if (!ask.answered) {
-      // The journal could not even ask for the events.
-      this.#runTurn(ask, () => Effect.mapError(exit, (error) => this.#journalFailure(instance.entityId, error)))
+    if (instance.newest === ask) instance.newest = undefined
+    if (from === undefined || next === undefined || Exit.isFailure(exit)) {
+      this.#notAppended(ask, exit as Exit.Failure<Appended, JournalError>)
+      return
     }
+    const answer = this.#stored(ask, from, next, exit.value)
+    instance.defects = 0
+    this.#finish(ask, answer)
+    this.#leave(instance)
+  }
+
+  #notAppended(ask: Ask<State>, exit: Exit.Failure<Appended, JournalError>): void {
+    const { from, instance, isBehind, next } = ask
+    const { entityId } = instance
+    const error = Option.getOrUndefined(Exit.findErrorOption(exit))
+    if (error === undefined) {
+      this.#endTurn(ask, exit)
+    } else if (error.reason._tag === "SequenceConflict" && from !== undefined && next !== undefined) {
+      // Its state may never have been: it is decided from the newest one when it is the first.
+      if (isBehind || instance.running !== undefined || instance.returned) {
+        this.#return(ask)
+        return
+      }
+      instance.queued--
+      this.#runAlone(ask, () => this.#settle(ask, from, next, exit))
+      return
+    } else if (from !== undefined || !ask.answered) {
+      if (from !== undefined && leavesDoubt(error)) instance.loaded = undefined
+      this.#finish(ask, Exit.fail(this.#journalFailure(entityId, error)))
+    }
+    this.#leave(instance)
+  }
+
+  /** One less is with the journal. */
+  #leave(instance: Instance<State>): void {
+    if (--instance.queued > 0) return
+    instance.returned = false
+    this.#drain(instance)
+  }
+
+  /** Back from the journal into the mailbox. */
+  #return(ask: Ask<State>): void {
+    const { instance } = ask
+    ask.phase = "waiting"
+    ask.from = undefined
+    ask.next = undefined
+    instance.returned = true
+    if (ask.answered) this.#ended(ask)
+    else this.#queue(ask)
+    this.#leave(instance)
   }
 
   /** What a command wants stored; or how its turn goes on, where that is not all. */
   #begin(
     ask: Ask<State>,
-    loaded: Loaded<State>
+    loaded: Loaded<State>,
+    newest: Ask<State> | undefined
   ): { readonly next: Next<State>; readonly request: Append } | (() => Answer) {
     try {
       const decision = ask.command.decide(loaded.state, ask.payload)
@@ -283,10 +366,15 @@ export class Entities<State> implements Turns<State> {
       const decided = this.#apply(ask, loaded, decision)
       return decided.events.length === 0
         ? () => this.#carryOut(ask, loaded, decided)
-        : { next: decided.next, request: this.#append(ask, loaded, decided) }
+        : { next: decided.next, request: this.#append(ask, loaded, decided, newest?.append) }
     } catch (defect) {
       return () => Effect.die(defect)
     }
+  }
+
+  #runAlone(ask: Ask<State>, turn: () => Answer): void {
+    ask.instance.running = ask
+    this.#runTurn(ask, turn)
   }
 
   #runTurn(ask: Ask<State>, turn: () => Answer): void {
@@ -307,7 +395,7 @@ export class Entities<State> implements Turns<State> {
       else if (!Exit.hasInterrupts(exit)) instance.defects = 0
       else if (ask.phase === "storing") instance.loaded = undefined
     } else instance.defects = 0
-    instance.running = undefined
+    if (instance.running === ask) instance.running = undefined
     this.#finish(ask, exit)
     this.#drain(instance)
   }
@@ -453,12 +541,14 @@ export class Entities<State> implements Turns<State> {
   #append(
     { command, ids, instance, payload, span }: Ask<State>,
     loaded: Loaded<State>,
-    { events, next }: Decided<State>
+    { events, next }: Decided<State>,
+    behind?: Queued
   ): Append {
     return {
       entityType: this.entityType,
       entityId: instance.entityId,
       expected: loaded,
+      behind,
       events,
       metadata: span?.sampled ? { traceparent: `00-${span.traceId}-${span.spanId}-01` } : undefined,
       command:
@@ -537,13 +627,12 @@ export class Entities<State> implements Turns<State> {
   /** After a failure of the journal the state may no longer be the newest. */
   #onFailure(ask: Ask<State>, loaded: Loaded<State>, error: JournalError): Answer {
     const { instance } = ask
-    const { _tag } = error.reason
-    if (_tag === "SequenceConflict") {
+    if (error.reason._tag === "SequenceConflict") {
       ask.phase = "deciding"
       this.#env.metrics.conflicts++
       return this.#again(ask, loaded, () => this.#turn(ask))
     }
-    if (_tag !== "StoreFailure" && _tag !== "AppendTooLarge" && instance.loaded === loaded) instance.loaded = undefined
+    if (leavesDoubt(error) && instance.loaded === loaded) instance.loaded = undefined
     return Effect.fail(this.#journalFailure(instance.entityId, error))
   }
 
@@ -824,6 +913,18 @@ const unfinished = {
   deciding: "it was not decided, nothing was stored",
   storing: "its events are with the journal, whether they are stored is not known yet"
 }
+
+/** Whether what is stored is not known after it. */
+const leavesDoubt = ({ reason }: JournalError): boolean =>
+  reason._tag !== "StoreFailure" && reason._tag !== "AppendTooLarge"
+
+/** The state after a command whose events are not stored yet. */
+const after = <State>({ from, next }: Ask<State>): Loaded<State> => ({
+  state: next!.state,
+  sequence: from!.sequence + next!.count,
+  validThrough: from!.validThrough,
+  commands: from!.commands
+})
 
 /** What the caller gets. */
 const answerOf = <State>(decision: AnyDecision<State>, state: State): Exit.Exit<unknown, unknown> =>

@@ -24,8 +24,14 @@ export class Instance<State> {
   /** Absent until loaded, and after a failure that leaves open what is stored. */
   loaded: Loaded<State> | undefined
   loading: Fiber.Fiber<Loaded<State>, EntityError> | undefined
-  /** The command that has its turn; reads have none. */
+  /** The command that is carried out by itself; reads are not among these. */
   running: Ask<State> | undefined
+  /** How many commands are with the journal, to be decided one after the other when there is room for their events. */
+  queued = 0
+  /** The last of them that has been decided: the next one is decided from the state after it. */
+  newest: Ask<State> | undefined
+  /** Some have come back from there, so that no more go until all others have. */
+  returned = false
   /** The mailbox: those whose turn comes next. */
   waiting: Array<Ask<State>> | undefined
   /** How the last command was refused, until it is idle. */
@@ -54,7 +60,18 @@ export class Instance<State> {
     this.entityId = entityId
   }
 
+  /** Commands that wait behind another one. */
+  get behind(): number {
+    return (this.waiting?.length ?? 0) + Math.max(0, this.queued - 1)
+  }
+
   get idle(): boolean {
-    return this.running === undefined && this.waiting === undefined && this.loading === undefined && this.reads === 0
+    return (
+      this.running === undefined &&
+      this.queued === 0 &&
+      this.waiting === undefined &&
+      this.loading === undefined &&
+      this.reads === 0
+    )
   }
 }

@@ -29,7 +29,7 @@ import { EventFormat } from "./events.ts"
 import { closed, storeFailure } from "./failure.ts"
 import { Heads } from "./heads.ts"
 import { load as loadEntity, type Window } from "./history.ts"
-import { type AppendRequest, type Limits, ShardLog } from "./shardLog.ts"
+import { type AppendRequest, type Limits, type Pending, ShardLog } from "./shardLog.ts"
 import { shardOf as shardOfEntity } from "./shardOf.ts"
 import type { Deletion, Store, StoredSnapshot, TypeRecord } from "./store.ts"
 import { makeStreams } from "./streams.ts"
@@ -315,6 +315,7 @@ export const makeJournal = Effect.fnUntraced(function* (
           expected: sequence,
           floating,
           validThrough,
+          behind: undefined,
           events: bodies,
           size,
           answer: command?.answer
@@ -338,16 +339,17 @@ export const makeJournal = Effect.fnUntraced(function* (
       expected: sequence,
       floating: false,
       validThrough,
+      behind: self.behind as Pending | undefined,
       events,
       size: sizeOf(events),
       answer: command?.answer
     }
   }
 
-  const requestOf = (appender: Appender): AppendRequest | undefined => {
+  const requestOf = (appender: Appender, own: Pending): AppendRequest | undefined => {
     let request: AppendRequest | Exit.Exit<Appended, JournalError>
     try {
-      const append = appender.decide()
+      const append = appender.decide(own)
       if (append === undefined) return undefined
       request = requestAt(append, appender.metadata)
     } catch (defect) {
@@ -473,6 +475,7 @@ export const makeJournal = Effect.fnUntraced(function* (
           expected: sequence,
           floating: false,
           validThrough,
+          behind: undefined,
           events: [fact],
           size: fact.text.length,
           answer: undefined

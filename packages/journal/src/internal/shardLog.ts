@@ -4,7 +4,7 @@
  */
 import { CassandraError, RequestTimeout } from "@effect-cassandra/session/CassandraError"
 import { type Clock, Effect, Exit, Latch, Option, Random, Schedule, Semaphore } from "effect"
-import type { Appended, Json } from "../Journal.ts"
+import type { Appended, Json, Queued } from "../Journal.ts"
 import { ClockSkew, JournalError, OutcomeUnknown, SequenceConflict } from "../JournalError.ts"
 import { afterDeletion, BlockBuilder, type Body, deletedType, type Entry, itemOf, stampStep } from "./block.ts"
 import { EntityIndex } from "./entityIndex.ts"
@@ -35,6 +35,8 @@ export interface AppendRequest {
   readonly floating: boolean
   /** The offset up to where the writer has seen all events of the entity. */
   readonly validThrough: number
+  /** The append that the writer builds on, which is not known to be stored yet. */
+  readonly behind: Pending | undefined
   readonly events: ReadonlyArray<Body>
   /** Characters of the events' JSON. */
   readonly size: number
@@ -51,12 +53,15 @@ interface Writer {
 }
 
 /** An append that somebody waits for. */
-class Pending {
+export class Pending implements Queued {
+  declare readonly "~@effect-cassandra/journal/Queued": true
   readonly since: number
   /** What to store, once that is known. */
   request: AppendRequest | undefined
   /** The sequence number before the first event, once it is in a block. */
   after = 0
+  isStored = false
+  isOutdated = false
   #writer: Writer | undefined
 
   constructor(since: number, writer: Writer, request: AppendRequest | undefined) {
@@ -74,6 +79,11 @@ class Pending {
     return this.request !== undefined
   }
 
+  /** There is nothing to store. */
+  drop(): void {
+    this.#writer = undefined
+  }
+
   /** Once: who has heard that it takes too long hears nothing more. */
   answer(exit: Exit.Exit<Appended, JournalError>): void {
     const writer = this.#writer
@@ -82,19 +92,21 @@ class Pending {
   }
 }
 
+type RequestOf<W> = (writer: W, queued: Pending) => AppendRequest | undefined
+
 /** One that is asked what is to be stored when there is room for it. */
 class Later<W extends Writer> extends Pending {
   readonly #from: W
-  readonly #requestOf: (writer: W) => AppendRequest | undefined
+  readonly #requestOf: RequestOf<W>
 
-  constructor(since: number, from: W, requestOf: (writer: W) => AppendRequest | undefined) {
+  constructor(since: number, from: W, requestOf: RequestOf<W>) {
     super(since, from, undefined)
     this.#from = from
     this.#requestOf = requestOf
   }
 
   override isReady(): this is Ready {
-    this.request ??= this.#requestOf(this.#from)
+    this.request ??= this.#requestOf(this.#from, this)
     return super.isReady()
   }
 }
@@ -206,7 +218,7 @@ export class ShardLog {
   }
 
   /** Appends, without a fiber, what `requestOf` gives when there is room for it in a block: nothing, if that is undefined. */
-  appendLater<W extends Writer>(writer: W, requestOf: (writer: W) => AppendRequest | undefined): void {
+  appendLater<W extends Writer>(writer: W, requestOf: RequestOf<W>): void {
     this.#queue(new Later(this.#elapsed, writer, requestOf))
   }
 
@@ -493,17 +505,32 @@ export class ShardLog {
     const taken: Array<Ready> = []
     const left: Array<Pending> = []
     const outdated: Array<Ready> = []
-    const inBlock = new Map<string, number>()
+    const inBlock = new Map<string, Ready>()
     let count = 0
     let blockSize = 0
     let i = 0
     for (; i < this.#pending.length && i < maxAsked; i++) {
       const pending = this.#pending[i]!
-      if (!pending.isReady()) continue
-      const { entityId, events, expected, floating, size, validThrough } = pending.request
-      const ahead = inBlock.get(entityId)
+      if (!pending.isReady()) {
+        pending.drop()
+        continue
+      }
+      const { behind, entityId, events, expected, floating, size, validThrough } = pending.request
+      const before = inBlock.get(entityId)
+      if (behind !== undefined && !behind.isStored && behind !== before) {
+        // It waits as long as the one that it builds on, and is as outdated.
+        if (behind.waits && !behind.isOutdated) {
+          left.push(pending)
+          continue
+        }
+        pending.isOutdated = true
+        outdated.push(pending)
+        continue
+      }
+      const ahead = before === undefined ? undefined : before.after + before.request.events.length
       const after = ahead ?? (this.isCurrent(entityId, expected, validThrough) ? expected : this.lastSequence(entityId))
       if (ahead === undefined && (after === undefined || (after !== expected && !floating))) {
+        pending.isOutdated = true
         outdated.push(pending)
         continue
       }
@@ -519,7 +546,7 @@ export class ShardLog {
         continue
       }
       pending.after = after!
-      inBlock.set(entityId, after! + events.length)
+      inBlock.set(entityId, pending)
       count += events.length
       blockSize += size
       taken.push(pending)
@@ -595,6 +622,7 @@ export class ShardLog {
         this.#hasAppended = true
         this.#onAppended(offset)
         for (const one of taken) {
+          one.isStored = true
           const { answer, events } = one.request
           validThrough += events.length
           const sequence = one.after + events.length
