@@ -77,7 +77,13 @@ const entityOf = (loop: number, { entities, expected }: Work) => `${expected}-${
 const work = Effect.fnUntraced(function* (name: string, work: Work) {
   const journal = yield* Journal
   const entities = { command: yield* Unrouted, "routed command": yield* Routed }
-  const type = work.apart === true ? name : entityType
+  const ofCommands = { command: Unrouted.type, "routed command": Routed.type }
+  const type =
+    work.expected === "command" || work.expected === "routed command"
+      ? ofCommands[work.expected]
+      : work.apart === true
+        ? name
+        : entityType
   const positions = new Map<string, Position>()
   const failures: Record<string, number> = {}
   let conflicts = 0

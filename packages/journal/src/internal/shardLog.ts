@@ -126,6 +126,12 @@ const unindexedEvents = 100_000
 /** Of those that wait, so many are asked what they want stored before others have their turn: it takes some milliseconds. */
 const maxAsked = 2000
 const maxIndexedLate = 4
+/**
+ * After a refusal a block waits for up to so long, and twice as long after each further one: where several go on fighting,
+ * Cassandra takes so long for each update that no turns come about.
+ */
+const refusedMillis = 10
+const maxDoublings = 6
 const maxSkewMicros = 60_000_000
 
 const backOff = Schedule.exponential("20 millis").pipe(Schedule.jittered)
@@ -373,6 +379,8 @@ export class ShardLog {
   })
 
   #inBlock = 0
+  /** Blocks refused since the last one that was applied. */
+  #refusals = 0
 
   /** Answers everything that waits; after a loss or damage of data the shard serves no more. */
   #stop(error: JournalError) {
@@ -620,6 +628,7 @@ export class ShardLog {
         let validThrough = this.head
         this.#apply({ from: this.head, to: offset, blockId, stamp, place, written, entries })
         this.#hasAppended = true
+        this.#refusals = 0
         this.#onAppended(offset)
         for (const one of taken) {
           one.isStored = true
@@ -637,7 +646,7 @@ export class ShardLog {
         this.#pending.unshift(...taken.filter((one) => one.waits))
         // The winner goes on at once, so that the loser is the one to wait.
         if (this.#turns.wait(this.#elapsed) === 0) {
-          yield* Effect.sleep((yield* Random.next) * 10)
+          yield* Effect.sleep((yield* Random.next) * refusedMillis * 2 ** Math.min(this.#refusals++, maxDoublings))
         }
         return false
       }
