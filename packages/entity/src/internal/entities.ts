@@ -32,7 +32,7 @@ import {
   UndecodableAnswer
 } from "../EntityError.ts"
 import { Ask, Asks, type Next, type Turns } from "./ask.ts"
-import { CurrentCommandIds, CurrentPlace, isOwn } from "./command.ts"
+import { CurrentCommandIds, CurrentPlace, isOwn, type Place } from "./command.ts"
 import { Instance, type Loaded } from "./instance.ts"
 import type { EntityMetrics } from "./metrics.ts"
 import type { AnyDecision, Command, Model } from "./model.ts"
@@ -136,27 +136,44 @@ export class Entities<State> implements Turns<State> {
       if (span === undefined && fiber.getRef(Tracer.Tracer) !== Tracer.nativeTracer) {
         return resume(this.#traced(entityId, command, payload))
       }
-      if (this.#closing) {
-        const message = `${command.tag} for ${this.entityType} "${entityId}": the entities of this process are closing`
-        return resume(fail(new EntitiesClosed({ ...this.#names(entityId, command), stored: "no", message })))
-      }
-      const instance = this.#instanceOf(entityId)
-      const size = command.readOnly === undefined ? instance.behind : instance.reads
-      if (size >= this.#env.settings.mailboxSize) return resume(this.#refuse(instance, command, size))
       const { context } = fiber
-      const ask = new Ask(instance, command, payload, context, this.#now(), this.#count++, resume)
-      ask.span = span
-      ask.ids = Context.get(context, CurrentCommandIds)
-      ask.place = Context.get(context, CurrentPlace)
-      this.#asks.add(ask)
-      if (command.readOnly !== undefined) this.#startRead(ask)
-      else if (instance.waiting === undefined && instance.defects === 0 && this.#canStart(ask)) this.#start(ask)
-      else {
-        this.#queue(ask)
-        this.#drain(instance)
-      }
-      if (!ask.answered) return Effect.suspend(() => this.#withdraw(ask))
+      return this.give(entityId, command, payload, context, Context.get(context, CurrentPlace), resume, span)
     })
+  }
+
+  /** As `ask`, of a payload that fits its schema, without a fiber. What it returns takes the command back. */
+  give(
+    entityId: string,
+    command: Command<State>,
+    payload: unknown,
+    context: Context.Context<never>,
+    place: Place | undefined,
+    resume: (answer: Answer) => void,
+    span?: Tracer.Span
+  ): Effect.Effect<void> | undefined {
+    if (this.#closing) {
+      const message = `${command.tag} for ${this.entityType} "${entityId}": the entities of this process are closing`
+      resume(fail(new EntitiesClosed({ ...this.#names(entityId, command), stored: "no", message })))
+      return undefined
+    }
+    const instance = this.#instanceOf(entityId)
+    const size = command.readOnly === undefined ? instance.behind : instance.reads
+    if (size >= this.#env.settings.mailboxSize) {
+      resume(this.#refuse(instance, command, size))
+      return undefined
+    }
+    const ask = new Ask(instance, command, payload, context, this.#now(), this.#count++, resume)
+    ask.span = span
+    ask.ids = Context.get(context, CurrentCommandIds)
+    ask.place = place
+    this.#asks.add(ask)
+    if (command.readOnly !== undefined) this.#startRead(ask)
+    else if (instance.waiting === undefined && instance.defects === 0 && this.#canStart(ask)) this.#start(ask)
+    else {
+      this.#queue(ask)
+      this.#drain(instance)
+    }
+    return ask.answered ? undefined : Effect.suspend(() => this.#withdraw(ask))
   }
 
   /** Under load most answers may be refusals, so one serves many: an error with its stack takes longer than a command. */

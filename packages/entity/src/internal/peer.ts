@@ -86,6 +86,10 @@ export class Peer {
     this.#link?.send([id] satisfies Request)
   }
 
+  *waiting(): Generator<Waiting> {
+    for (const one of this.#waiting) if (one !== undefined) yield one
+  }
+
   /** Asks for a sign of life; a process that gives none for long is not there. */
   probe(): void {
     if (this.#link === undefined) return

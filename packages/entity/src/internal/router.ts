@@ -45,7 +45,7 @@ class Sent<State> implements Waiting {
   /** Milliseconds of the clock. */
   readonly since: number
   readonly #resume: (answer: Effect.Effect<unknown, unknown>) => void
-  #answered = false
+  answered = false
 
   constructor(
     router: Router<State>,
@@ -68,19 +68,19 @@ class Sent<State> implements Waiting {
   }
 
   onAnswer(outcome: Outcome, value: unknown, offset: number | undefined): void {
-    if (this.#answered) return
+    if (this.answered) return
     this.router.note(this, offset)
     this.end(this.router.answerOf(this, outcome, value))
   }
 
   onLost(wasSent: boolean): void {
-    if (!this.#answered) this.end(this.router.afterLoss(this, wasSent))
+    if (!this.answered) this.end(this.router.afterLoss(this, wasSent))
   }
 
   /** Once: what comes later is not wanted. */
   end(answer: Effect.Effect<unknown, unknown> | undefined): void {
-    this.#answered = true
-    this.router.ended(this)
+    this.answered = true
+    this.router.ended()
     if (answer !== undefined) this.#resume(answer)
   }
 }
@@ -89,8 +89,8 @@ export class Router<State> implements Executor {
   readonly #routing: Routing
   readonly #env: Environment<State>
   readonly #entityType: string
-  /** Commands that other processes have. */
-  readonly #sent = new Set<Sent<State>>()
+  /** How many commands other processes have. */
+  #sent = 0
   /** By shard, the highest offset that an answer from elsewhere rests on. */
   readonly #heard: Array<number> = []
   #closing = false
@@ -169,7 +169,7 @@ export class Router<State> implements Executor {
       const isRepeatable = ids !== undefined || command.readOnly !== undefined
       const place = Context.get(context, CurrentPlace)
       const sent = new Sent(this, entityId, command, payload, place, isRepeatable, this.#now(), resume)
-      this.#sent.add(sent)
+      this.#sent++
       const encoded = command.codecs().payload.encode(payload)
       const number = owner.request(sent, this.#entityType, entityId, command.tag, encoded, more)
       return Effect.sync(() => {
@@ -186,9 +186,9 @@ export class Router<State> implements Executor {
     if (offset > (this.#heard[shard] ?? 0)) this.#heard[shard] = offset
   }
 
-  ended(sent: Sent<State>): void {
-    this.#sent.delete(sent)
-    if (this.#closing && this.#sent.size === 0) this.#finished.openUnsafe()
+  ended(): void {
+    this.#sent--
+    if (this.#closing && this.#sent === 0) this.#finished.openUnsafe()
   }
 
   answerOf(sent: Sent<State>, outcome: Outcome, value: unknown): Effect.Effect<unknown, unknown> {
@@ -223,9 +223,10 @@ export class Router<State> implements Executor {
   /** Answers commands that should have been answered by the process that has them. */
   readonly expire: Effect.Effect<void> = Effect.sync(() => {
     const now = this.#now()
-    for (const sent of this.#sent) {
+    for (const sent of this.#routing.waiting()) {
+      if (!(sent instanceof Sent) || sent.router !== this || sent.answered) continue
       const millis = now - sent.since
-      if (millis < this.#env.settings.askTimeout + graceMillis) return
+      if (millis < this.#env.settings.askTimeout + graceMillis) continue
       const { command, entityId } = sent
       const message = `${command.tag} for ${this.#entityType} "${entityId}" was not answered within ${millis} ms (askTimeout) by the process that has the entity`
       const names = { entityType: this.#entityType, entityId, command: command.tag }
@@ -251,29 +252,39 @@ export class Router<State> implements Executor {
       return () => {}
     }
     const place: Place = { last: undefined }
-    let context = Context.add(services, CurrentPlace, place)
+    let context = services
     if (more?.metadata !== undefined) context = Context.add(context, CurrentMetadata, { ...more.metadata })
     if (more?.id !== undefined) {
       const { of, since, strict } = more.id
-      context = Context.add(context, CurrentCommandIds, {
-        of: () => of,
-        strict,
-        ...(since === undefined ? {} : { since })
-      })
+      const ids = { of: () => of, strict, ...(since === undefined ? {} : { since }) }
+      context = Context.add(context, CurrentCommandIds, ids)
     }
     if (more?.traceparent !== undefined) {
       const [traceId, spanId] = more.traceparent.split("-") as [string, string]
       context = Context.add(context, Tracer.ParentSpan, Tracer.externalSpan({ traceId, spanId, sampled: true }))
     }
-    const ask = entities.ask(entityId, command, decoded.value)
-    const fiber = Effect.runForkWith(context)(
-      more?.seen === undefined ? ask : this.#after(journal.shardOf(entityId), more.seen, ask)
-    )
-    fiber.addObserver((exit) => {
-      const [outcome, value] = this.#outcomeOf(command, exit)
-      answer(id, outcome, value, place.last?.offset)
+    const tell = (exit: Exit.Exit<unknown, unknown>) => {
+      const [outcome, encoded] = this.#outcomeOf(command, exit)
+      answer(id, outcome, encoded, place.last?.offset)
+    }
+    if (more?.seen !== undefined || Context.get(context, Tracer.Tracer) !== Tracer.nativeTracer) {
+      const ask = entities.ask(entityId, command, decoded.value)
+      const shard = journal.shardOf(entityId)
+      const fiber = Effect.runForkWith(Context.add(context, CurrentPlace, place))(
+        this.#after(shard, more?.seen ?? 0, ask)
+      )
+      fiber.addObserver(tell)
+      return () => fiber.interruptUnsafe()
+    }
+    const withdraw = entities.give(entityId, command, decoded.value, context, place, (answer) => {
+      if (Exit.isExit(answer)) tell(answer)
+      else Effect.runForkWith(context)(answer).addObserver(tell)
     })
-    return () => fiber.interruptUnsafe()
+    // Its answer is not wanted, but the sender's number is free from then on only.
+    return () => {
+      if (withdraw !== undefined) Effect.runForkWith(context)(withdraw)
+      answer(id, "refused")
+    }
   }
 
   #outcomeOf({ codecs }: Command<State>, exit: Exit.Exit<unknown, unknown>): readonly [Outcome, value?: unknown] {
@@ -299,7 +310,7 @@ export class Router<State> implements Executor {
   readonly close: Effect.Effect<void> = Effect.suspend(() => {
     this.#closing = true
     this.#routing.serve(this.#entityType, undefined)
-    if (this.#sent.size > 0) this.#finished.closeUnsafe()
+    if (this.#sent > 0) this.#finished.closeUnsafe()
     return Effect.asVoid(Effect.timeoutOption(this.#finished.await, this.#env.settings.shutdownTimeout))
   })
 }

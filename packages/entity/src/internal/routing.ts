@@ -6,7 +6,7 @@ import type { CassandraSession } from "@effect-cassandra/session/CassandraSessio
 import { Effect, Latch } from "effect"
 import { Link } from "./link.ts"
 import { assign, type Member, makeMembers } from "./members.ts"
-import { Peer, type Request, type Response, security } from "./peer.ts"
+import { Peer, type Request, type Response, security, type Waiting } from "./peer.ts"
 
 const leaseSeconds = 6
 const beatMillis = 1000
@@ -86,6 +86,11 @@ export class Routing {
     return peer.isUsable ? peer : undefined
   }
 
+  /** Those who wait for answers from other processes. */
+  *waiting(): Generator<Waiting> {
+    for (const peer of this.#peers.values()) yield* peer.waiting()
+  }
+
   /** Says that this process is there, and looks who else is, again and again. */
   readonly beat: Effect.Effect<never> = Effect.suspend(() => {
     this.#due.closeUnsafe()
@@ -128,6 +133,8 @@ export class Routing {
           else {
             let answered = false
             const giveUp = this.#executors.get(entityType)?.carryOut(request, (...response) => {
+              // Once: the number may be another command's by now.
+              if (answered) return
               answered = true
               running.delete(id)
               link.send(response)
