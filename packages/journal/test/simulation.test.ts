@@ -27,6 +27,7 @@ describe("any history of writers and readers", () => {
     "index rows are written with ordinary clocks",
     "a null head is taken for an empty shard",
     "a reader skips a gap",
+    "an append does not say that it builds on another one",
     "a command is looked for without a position",
     "a deletion is written to the index with the timestamp of what it replaces",
     "a deletion is logged without being recorded before"

@@ -9,7 +9,7 @@ import { makeJournal } from "../../src/internal/journal.ts"
 import { indexLog } from "../../src/internal/rebuild.ts"
 import type { Limits } from "../../src/internal/shardLog.ts"
 import type { Store, TypeRecord } from "../../src/internal/store.ts"
-import type { EventEnvelope, Journal, Loaded, Options, Position } from "../../src/Journal.ts"
+import type { EventEnvelope, Journal, Loaded, Options, Position, Queued } from "../../src/Journal.ts"
 import type { JournalError } from "../../src/JournalError.ts"
 import { Cluster } from "./cluster.ts"
 import { Process, World } from "./world.ts"
@@ -21,6 +21,7 @@ export type Planted =
   | "index rows are written with ordinary clocks"
   | "a null head is taken for an empty shard"
   | "a reader skips a gap"
+  | "an append does not say that it builds on another one"
   | "a command is looked for without a position"
   | "a deletion is written to the index with the timestamp of what it replaces"
   | "a deletion is logged without being recorded before"
@@ -48,6 +49,12 @@ interface Sent {
   /** The names of its events; none for a command that stores only that it was there. */
   readonly ids: ReadonlyArray<string>
   readonly answers: Array<{ readonly sequence: number; readonly answer: unknown }>
+}
+
+/** Where an entity stands, as a client knows it, and the name of its last event. */
+interface Known {
+  readonly position: Position
+  readonly last: string | undefined
 }
 
 interface Deleted {
@@ -89,6 +96,7 @@ export const simulate = (seed: number, planted?: Planted): Report => {
   const loses = planted === "a null head is taken for an empty shard" || (planted === undefined && chance.happens(0.05))
   const naive = planted === "a reader skips a gap"
   const unchecked = planted === "an expected sequence is checked without validThrough"
+  const silently = planted === "an append does not say that it builds on another one"
   const blindly = planted === "a command is looked for without a position"
   const often = planted?.startsWith("a deletion") === true
   const deletes = often || (planted === undefined && chance.happens(0.5))
@@ -167,6 +175,52 @@ export const simulate = (seed: number, planted?: Planted): Report => {
     )
   }
 
+  /** Appends that build on each other before any of them is stored: events that were decided one after the other. */
+  const chain = (journal: Journal["Service"], name: string, entityId: string, known: Known) => {
+    const { position, last } = known
+    let behind: Queued | undefined
+    const links = Array.from({ length: chance.int(2, 4) }, (_, i) => {
+      const id = `${name}-${i}`
+      const previous = i === 0 ? last : `${name}-${i - 1}`
+      const appended: Appended = { entityId, ids: [id], outcome: "unknown", position: undefined, end: undefined }
+      appends.push(appended)
+      const append = Effect.callback<Position, JournalError>((resume) =>
+        journal.append.unsafe?.({
+          entityType,
+          entityId,
+          metadata: {},
+          decide: (own) => {
+            const before = silently ? undefined : behind
+            behind = own
+            const expected = { sequence: position.sequence + i, validThrough: position.validThrough }
+            const events = [{ type: "E", payload: { id, previous } satisfies Payload }]
+            return { entityType, entityId, expected, behind: before, events }
+          },
+          onExit: resume
+        })
+      )
+      return { append, appended, id }
+    })
+    return Effect.map(
+      Effect.forEach(
+        links,
+        ({ append, appended }) =>
+          Effect.map(
+            note("append behind", append, (stored) => {
+              Object.assign(appended, { outcome: "stored", position: stored, end: world.now })
+            }),
+            (tag) => {
+              if (tag !== undefined && tag !== "OutcomeUnknown") appended.outcome = "refused"
+              return tag === undefined
+            }
+          ),
+        { concurrency: "unbounded" }
+      ),
+      (stored): Known | undefined =>
+        stored.every(Boolean) ? { position: links.at(-1)!.appended.position!, last: links.at(-1)!.id } : undefined
+    )
+  }
+
   /** A new command, or one that was sent before, by this process or another: until it is answered, or there is no hope. */
   const command = (journal: Journal["Service"], name: string, entityId: string) =>
     Effect.gen(function* () {
@@ -202,7 +256,7 @@ export const simulate = (seed: number, planted?: Planted): Report => {
   /** A client of a process: some requests, one after the other. */
   const client = (journal: Journal["Service"], name: string, steps: number) =>
     Effect.gen(function* () {
-      const known = new Map<string, { readonly position: Position; readonly last: string | undefined }>()
+      const known = new Map<string, Known>()
       for (let step = 0; step < steps; step++) {
         yield* Effect.sleep(chance.next() * chance.of([2, 50, 400]))
         const entityId = chance.of(entityIds)
@@ -225,6 +279,10 @@ export const simulate = (seed: number, planted?: Planted): Report => {
           })
           known.delete(entityId)
           if (tag === "MalformedAppend") violations.push(`a deletion of "${entityId}" was refused as malformed`)
+        } else if (what < (silently ? 0.6 : 0.3)) {
+          const stored = yield* chain(journal, `${name}-${step}`, entityId, has)
+          if (stored === undefined) known.delete(entityId)
+          else known.set(entityId, stored)
         } else if (what < 0.65) {
           const { last, position } = has
           const ids = Array.from({ length: chance.int(1, 3) }, (_, i) => `${name}-${step}-${i}`)
@@ -617,6 +675,8 @@ export const simulate = (seed: number, planted?: Planted): Report => {
       violations.push(`"${entityId}" was loaded as ${says}, and is ${own.map(idOf)}`)
     }
     for (const { sequence } of gone) {
+      // A process may have events in memory and not have followed the log as far as their deletion.
+      if (own[sequence - 1] !== undefined && own[sequence - 1]!.offset > loaded.validThrough) continue
       const shown = says.some(
         (id, i) => i >= ids.length && id !== undefined && skipped + i + 1 < sequence && !id.startsWith(deletedType)
       )

@@ -1,5 +1,0 @@
-import { assert, describe, it } from "@effect/vitest"
-import { Schema } from "effect"
-import { TestSchema } from "effect/testing"
-import { encodeFrame, FrameReader } from "../src/internal/frames.ts"
-import { assign, type Member } from "../src/internal/members.ts"
