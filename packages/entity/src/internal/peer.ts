@@ -33,9 +33,10 @@ export interface More {
 /** `"refused"`: it was not begun there, for whatever reason. */
 export type Outcome = "success" | "failure" | "error" | "defect" | "refused"
 
-/** The answer to a command; with the offset that it rests on. */
+/** The answer to a command, with the offset that it rests on; or -1 from a process that is about to close. */
 export type Response =
   | readonly [id: number, outcome: Outcome, value?: unknown, offset?: number | undefined]
+  | readonly [id: -1]
   | readonly []
 
 /** One who waits for an answer. */
@@ -51,6 +52,10 @@ export class Peer {
   readonly #waiting: Array<Waiting | undefined> = []
   readonly #free: Array<number> = []
   #failedAt = Number.NEGATIVE_INFINITY
+  /** It has said that it closes. */
+  #isClosing = false
+  /** It is not among the members any more. */
+  isGone = false
 
   constructor(member: Member) {
     this.member = member
@@ -58,6 +63,7 @@ export class Peer {
 
   /** Whether there is a connection, or one could be made. */
   get isUsable(): boolean {
+    if (this.#isClosing || this.isGone) return false
     return this.#link !== undefined || performance.now() - this.#failedAt > restMillis
   }
 
@@ -97,6 +103,12 @@ export class Peer {
     else this.#link.send([] satisfies Request)
   }
 
+  /** Ends the connection if nothing is under way; true if there is none. */
+  endIfIdle(): boolean {
+    if (this.#link !== undefined && this.#free.length === this.#waiting.length) this.#link.end()
+    return this.#link === undefined
+  }
+
   close(): void {
     this.#link?.destroy()
   }
@@ -117,11 +129,16 @@ export class Peer {
       onMessages: (messages) => {
         for (const [id, outcome, value, offset] of messages as ReadonlyArray<Response>) {
           if (id === undefined) continue
+          if (outcome === undefined) {
+            this.#isClosing = true
+            continue
+          }
           const waiting = this.#waiting[id]
           this.#waiting[id] = undefined
           this.#free.push(id)
-          waiting?.onAnswer(outcome!, value, offset)
+          waiting?.onAnswer(outcome, value, offset)
         }
+        if (this.#isClosing || this.isGone) this.endIfIdle()
       },
       onClose: (unsent) => {
         clearTimeout(timeout)

@@ -3,13 +3,15 @@ import { randomBytes } from "node:crypto"
 import { once } from "node:events"
 import { createServer, type Server, type TLSSocket } from "node:tls"
 import type { CassandraSession } from "@effect-cassandra/session/CassandraSession"
-import { Effect, Latch } from "effect"
+import { Effect, Latch, Schedule } from "effect"
 import { Link } from "./link.ts"
 import { assign, type Member, makeMembers } from "./members.ts"
 import { Peer, type Request, type Response, security, type Waiting } from "./peer.ts"
 
 const leaseSeconds = 6
 const beatMillis = 1000
+/** How long a process that closes waits until nobody sends it anything. */
+const closeMillis = 2000
 
 /** What carries out the commands of an entity type in this process. */
 export interface Executor {
@@ -19,7 +21,8 @@ export interface Executor {
 
 export class Routing {
   readonly #members: ReturnType<typeof makeMembers>
-  readonly #me: { readonly name: string; readonly host: string; readonly port: number; readonly key: string }
+  /** How the others reach this process. */
+  readonly address: Omit<Member, "types">
   readonly #server: Server
   readonly #executors = new Map<string, Executor>()
   readonly #peers = new Map<string, Peer>()
@@ -31,14 +34,10 @@ export class Routing {
   readonly #assigned = new Map<string, ReadonlyArray<Member>>()
   readonly #due = Latch.makeUnsafe(true)
 
-  private constructor(
-    members: ReturnType<typeof makeMembers>,
-    server: Server,
-    me: { readonly name: string; readonly host: string; readonly port: number; readonly key: string }
-  ) {
+  private constructor(members: ReturnType<typeof makeMembers>, server: Server, address: Omit<Member, "types">) {
     this.#members = members
     this.#server = server
-    this.#me = me
+    this.address = address
     server.on("secureConnection", (socket) => this.#accept(socket))
   }
 
@@ -52,14 +51,14 @@ export class Routing {
     const server = createServer({ ...security, pskCallback: (_, identity) => (identity === name ? psk : null) })
     server.listen(port, listen)
     await once(server, "listening")
-    const address = server.address()
-    const me = {
+    const bound = server.address()
+    const address = {
       name,
       host,
-      port: typeof address === "object" && address !== null ? address.port : port,
+      port: typeof bound === "object" && bound !== null ? bound.port : port,
       key: psk.toString("hex")
     }
-    return new Routing(makeMembers(session, leaseSeconds), server, me)
+    return new Routing(makeMembers(session, leaseSeconds), server, address)
   }
 
   /** Lets others know that this process runs entities of a type, or does not any more. */
@@ -77,7 +76,7 @@ export class Routing {
       this.#assigned.set(entityType, assigned)
     }
     const owner = assigned[shard]
-    if (owner === undefined || owner.name === this.#me.name) return undefined
+    if (owner === undefined || owner.name === this.address.name) return undefined
     let peer = this.#peers.get(owner.name)
     if (peer === undefined) {
       peer = new Peer(owner)
@@ -95,7 +94,10 @@ export class Routing {
   readonly beat: Effect.Effect<never> = Effect.suspend(() => {
     this.#due.closeUnsafe()
     for (const peer of this.#peers.values()) peer.probe()
-    return Effect.andThen(this.#members.write({ ...this.#me, types: [...this.#executors.keys()] }), this.#members.read)
+    return Effect.andThen(
+      this.#members.write({ ...this.address, types: [...this.#executors.keys()] }),
+      this.#members.read
+    )
   }).pipe(
     Effect.tap((members) => Effect.sync(() => this.#know(members))),
     Effect.catch((error) =>
@@ -115,9 +117,9 @@ export class Routing {
     this.#knownAt = performance.now()
     this.#assigned.clear()
     for (const [name, peer] of this.#peers) {
-      if (members.some((member) => member.name === name)) continue
-      peer.close()
-      this.#peers.delete(name)
+      peer.isGone = !members.some((member) => member.name === name)
+      // What it has is waited for.
+      if (peer.isGone && peer.endIfIdle()) this.#peers.delete(name)
     }
   }
 
@@ -152,11 +154,23 @@ export class Routing {
     this.#links.add(link)
   }
 
-  /** Goes from among the others, and ends all connections when what was said is sent. */
+  /** Goes from among the others; what they had sent until they knew is answered, by them if need be. */
   readonly close: Effect.Effect<void> = Effect.suspend(() => {
     this.#server.close()
-    for (const link of this.#links) link.end()
     for (const peer of this.#peers.values()) peer.close()
-    return Effect.ignore(this.#members.remove(this.#me.name))
-  })
+    for (const link of this.#links) link.send([-1] satisfies Response)
+    return Effect.ignore(this.#members.remove(this.address.name))
+  }).pipe(
+    Effect.andThen(
+      Effect.suspend(() => (this.#links.size > 0 ? Effect.fail("not yet") : Effect.void)).pipe(
+        Effect.retry({ schedule: Schedule.spaced(5), times: closeMillis / 5 }),
+        Effect.ignore
+      )
+    ),
+    Effect.andThen(
+      Effect.sync(() => {
+        for (const link of this.#links) link.destroy()
+      })
+    )
+  )
 }
