@@ -8,7 +8,7 @@ import { CassandraSession } from "@effect-cassandra/session/CassandraSession"
 import type { Connection } from "@effect-cassandra/testing/CassandraServer"
 import { Effect, Layer, Redacted, Schema } from "effect"
 import { Rpc } from "effect/rpc"
-import { Deposited, effectful, note, percentile } from "./benchmark.ts"
+import { effectful, note, percentile } from "./benchmark.ts"
 
 /** Of the entities that all processes append to; each also has some that no other one knows. */
 export const entityType = "Shared"
@@ -21,20 +21,23 @@ export interface Setup {
   readonly journal: Options
 }
 
-/** The same in all processes: with a process for each shard, and without. */
+const Deposited = Schema.TaggedStruct("Deposited", { balance: Schema.Int, id: Schema.String, note: Schema.String })
+
+/** The same twice: commands are sent to the process that has the entity, or they are not. */
 const definition = {
   state: Schema.Int,
   initialState: 0,
   events: [Deposited],
-  commands: [Rpc.make("Deposit", { payload: { cents: Schema.Int }, success: Schema.Int })]
+  commands: [Rpc.make("Deposit", { payload: { id: Schema.String }, success: Schema.Int })]
 }
-const Routed = PersistentEntity.make("Routed", definition)
+export const Routed = PersistentEntity.make("Routed", definition)
 const Unrouted = PersistentEntity.make("Unrouted", definition)
+/** The balance is the number of deposits. */
 const behavior = Routed.behavior({
   apply: (_, { balance }) => balance,
   commands: {
-    Deposit: (balance, { cents }) =>
-      Decision.persist({ _tag: "Deposited", cents, balance: balance + cents, note: note() }, (after) => after)
+    Deposit: (balance, { id }) =>
+      Decision.persist({ _tag: "Deposited", balance: balance + 1, id, note: note() }, (after) => after)
   }
 })
 
@@ -139,9 +142,10 @@ const work = Effect.fnUntraced(function* (name: string, work: Work) {
           })
       })
     if (work.expected === "command" || work.expected === "routed command") {
-      return Effect.matchEffect(entities[work.expected](entityId).Deposit({ cents: 100 }), {
-        onSuccess: () => {
+      return Effect.matchEffect(entities[work.expected](entityId).Deposit({ id }), {
+        onSuccess: (sequence) => {
           stored++
+          if (work.tell) say({ _tag: "stored", id, entityId, sequence })
           return Effect.void
         },
         onFailure: ({ reason }) => {
