@@ -8,6 +8,7 @@ import { TestKeyspace } from "@effect-cassandra/testing/TestKeyspace"
 import { Context, Effect, Exit, Fiber, Layer, Schedule, Scope, Tracer } from "effect"
 import { CommandRouting } from "../src/CommandRouting.ts"
 import { EntityError } from "../src/EntityError.ts"
+import { encodeFrame } from "../src/internal/frames.ts"
 import { security } from "../src/internal/peer.ts"
 import { withCommandId, withPosition } from "../src/PersistentEntity.ts"
 import { behavior, Counter, Limits, Negative } from "./counter.ts"
@@ -234,6 +235,24 @@ layer(TestKeyspace.layer, { excludeTestServices: true, timeout: "2 minutes" })("
       assert.strictEqual(yield* knock(Buffer.from(key, "hex"), name), "let in")
       assert.strictEqual(yield* knock(Buffer.alloc(32), name), "refused")
       assert.strictEqual(yield* knock(Buffer.from(key, "hex"), "somebody"), "refused")
+      // Who knows the key may speak another language, or of another version.
+      const odd = [1, "x", null, {}, [0], [0, "Nobody"], [0, "Counter", 5, "Add", {}], [1, "Counter", "x", "Add", {}]]
+      for (const message of [...odd, [2, "Counter", "x", "constructor", {}], [3, "Counter", "x", "Peek", null, 7]]) {
+        yield* Effect.callback<void>((resume) => {
+          const socket = connect({
+            ...security,
+            host: "127.0.0.1",
+            port,
+            pskCallback: () => ({ psk: Buffer.from(key, "hex"), identity: name }),
+            checkServerIdentity: () => undefined
+          })
+          // What comes after it is answered, or nothing is any more.
+          socket.on("secureConnect", () => socket.write(Buffer.concat([encodeFrame([message]), encodeFrame([[]])])))
+          socket.on("data", () => socket.destroy())
+          socket.on("error", () => {})
+          socket.on("close", () => resume(Effect.void))
+        })
+      }
       const plain = yield* Effect.callback<string>((resume) => {
         const socket = connectPlain(port, "127.0.0.1", () => socket.write("GET / HTTP/1.1\r\n\r\n"))
         socket.on("close", () => resume(Effect.succeed("closed")))

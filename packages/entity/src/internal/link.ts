@@ -29,14 +29,13 @@ export class Link {
     socket.setNoDelay(true)
     socket.on("data", (part: Buffer) => {
       this.heard = performance.now()
-      let messages: ReadonlyArray<unknown>
       try {
-        messages = reader.read(part)
+        const messages = reader.read(part)
+        if (messages.length > 0) events.onMessages(messages)
       } catch {
+        // It speaks another language.
         socket.destroy()
-        return
       }
-      if (messages.length > 0) events.onMessages(messages)
     })
     socket.on("close", () => events.onClose(this.#outgoing.splice(0)))
     // It is closed after that, too.

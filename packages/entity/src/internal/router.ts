@@ -247,7 +247,8 @@ export class Router<State> implements Executor {
     const command = model.commands.get(tag)
     const decoded = command?.codecs().payload.decode(payload)
     // Of another version of the service.
-    if (this.#closing || command === undefined || decoded === undefined || Exit.isFailure(decoded)) {
+    const isOther = typeof entityId !== "string" || command === undefined
+    if (this.#closing || isOther || decoded === undefined || Exit.isFailure(decoded)) {
       answer(id, "refused")
       return () => {}
     }
