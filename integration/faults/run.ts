@@ -271,7 +271,9 @@ export const run = Effect.fnUntraced(function* (options: Options) {
   for (let i = 0; i < options.writers; i++) {
     const network = yield* cluster.network
     const clock = options.nemesis.includes("clocks") ? yield* SkewedClock.make : undefined
-    const bank = yield* runBank(network.connection, keyspace, join(options.folder, `service-${i}.log`), clock)
+    // The others send each other commands, and the first one writes what it likes.
+    const settings = { clock, routing: i > 0 }
+    const bank = yield* runBank(network.connection, keyspace, join(options.folder, `service-${i}.log`), settings)
     services.push({ ...bank, index: i, network })
   }
   yield* Effect.forEach(services, (service) => within(2, "a bank has not opened", Effect.sync(service.url)), {

@@ -57,7 +57,7 @@ export const runBank = Effect.fnUntraced(function* (
   connection: Connection,
   keyspace: string,
   log: string,
-  clock?: SkewedClock
+  { clock, routing = false }: { readonly clock?: SkewedClock | undefined; readonly routing?: boolean } = {}
 ) {
   const output = createWriteStream(log)
   const ends = { beforeOpening: 0, afterOpening: 0 }
@@ -93,6 +93,7 @@ export const runBank = Effect.fnUntraced(function* (
         ...(username === undefined ? {} : { CASSANDRA_USERNAME: username }),
         ...(password === undefined ? {} : { CASSANDRA_PASSWORD: Redacted.value(password) }),
         BANK_KEYSPACE: keyspace,
+        BANK_ROUTING: String(routing),
         PORT: "0"
       },
       stdio: ["ignore", "pipe", "pipe"]

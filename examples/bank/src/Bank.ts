@@ -1,5 +1,6 @@
 import { createServer } from "node:http"
 import { NodeHttpServer } from "@effect/platform-node"
+import { CommandRouting } from "@effect-cassandra/entity/CommandRouting"
 import type { EntityError } from "@effect-cassandra/entity/EntityError"
 import { Journal } from "@effect-cassandra/journal/Journal"
 import { ReadSide } from "@effect-cassandra/read-side/ReadSide"
@@ -103,10 +104,14 @@ export const ValidationLive = HttpApiMiddleware.layerSchemaErrorTransform(Valida
 const EntitiesLive = Transfer.layer(transferBehavior).pipe(Layer.provideMerge(Account.layer(behavior)))
 
 /** The bank without its HTTP server: accounts, transfers and views, in the keyspace of a session. */
-const BankLive = Layer.mergeAll(EntitiesLive, ReadSide.layer([AccountsOfOwner, AccountStatement])).pipe(
-  // So many events may an account get between the crash of a process and the transfers that the next one takes up.
-  Layer.provideMerge(Journal.layer({ commandWindow: { events: 1000 } }))
-)
+const BankLive = (options: Options) =>
+  Layer.mergeAll(
+    options.routing === true ? Layer.provide(EntitiesLive, CommandRouting.layer()) : EntitiesLive,
+    ReadSide.layer([AccountsOfOwner, AccountStatement])
+  ).pipe(
+    // So many events may an account get between the crash of a process and the transfers that the next one takes up.
+    Layer.provideMerge(Journal.layer({ commandWindow: { events: 1000 } }))
+  )
 
 const Routes = Layer.mergeAll(
   HttpApiBuilder.layer(BankApi, { openapiPath: "/openapi.json" }).pipe(
@@ -116,13 +121,19 @@ const Routes = Layer.mergeAll(
   HttpApiScalar.layer(BankApi, { path: "/docs" })
 )
 
+export interface Options {
+  readonly port: number
+  /** Whether commands go to the process that has the account, where several processes are the bank. */
+  readonly routing?: boolean | undefined
+}
+
 /** The bank behind HTTP, on the loopback. */
-export const BankServer = (port: number) =>
+export const BankServer = (options: Options) =>
   OpenFeeds.closing.pipe(
     Layer.provideMerge(HttpRouter.serve(Routes, { disableLogger: true })),
     // Nobody fills the memory: what the bank takes is much smaller.
     Layer.provide(Layer.succeed(HttpServerRequest.MaxBodySize, ByteSize.kilobytes(64))),
     Layer.provide(OpenFeeds.layer),
-    Layer.provideMerge(NodeHttpServer.layer(createServer, { port, host: "127.0.0.1" })),
-    Layer.provide(BankLive)
+    Layer.provideMerge(NodeHttpServer.layer(createServer, { port: options.port, host: "127.0.0.1" })),
+    Layer.provide(BankLive(options))
   )

@@ -11,6 +11,7 @@ const Port = Schema.NumberFromString.check(Schema.isInt(), Schema.isBetween({ mi
 
 const settings = Config.all({
   port: Config.schema(Port, "PORT").pipe(Config.withDefault(3000)),
+  routing: Config.Boolean("BANK_ROUTING").pipe(Config.withDefault(false)),
   keyspace: Config.String("BANK_KEYSPACE").pipe(Config.withDefault("bank")),
   dataDirectory: Config.String("BANK_DATA").pipe(
     Config.withDefault(fileURLToPath(new URL("../../../.data", import.meta.url)))
@@ -50,9 +51,9 @@ const Session = (keyspace: string) =>
   )
 
 const Main = Layer.unwrap(
-  Effect.map(settings, ({ dataDirectory, keyspace, port }) =>
+  Effect.map(settings, ({ dataDirectory, keyspace, port, routing }) =>
     Layer.effectDiscard(welcome).pipe(
-      Layer.provide(BankServer(port)),
+      Layer.provide(BankServer({ port, routing })),
       Layer.provide(Session(keyspace)),
       Layer.provide(CassandraServer.layer({ dataDirectory, connectTimeout: Infinity }))
     )

@@ -67,5 +67,6 @@ const make = Effect.fnUntraced(function* ({ host = "127.0.0.1", listen = host, p
     (routing) => routing.close
   )
   yield* Effect.forkScoped(routing.beat)
+  yield* Effect.forkScoped(routing.watch)
   return routing
 })

@@ -347,7 +347,7 @@ export class Entities<State> implements Turns<State> {
       return
     } else if (from !== undefined || !ask.answered) {
       if (from !== undefined && leavesDoubt(error)) instance.loaded = undefined
-      this.#finish(ask, Exit.fail(this.#journalFailure(entityId, error)))
+      this.#finish(ask, Exit.fail(this.journalFailure(entityId, error)))
     }
     this.#leave(instance)
   }
@@ -650,7 +650,7 @@ export class Entities<State> implements Turns<State> {
       return this.#again(ask, loaded, () => this.#turn(ask))
     }
     if (leavesDoubt(error) && instance.loaded === loaded) instance.loaded = undefined
-    return Effect.fail(this.#journalFailure(instance.entityId, error))
+    return Effect.fail(this.journalFailure(instance.entityId, error))
   }
 
   /** Adds to a state what others have stored since, and tries again, a bounded number of times. */
@@ -682,7 +682,7 @@ export class Entities<State> implements Turns<State> {
       onFailure: (error) =>
         error.reason._tag === "SequenceConflict"
           ? this.#readAgain(ask, loaded)
-          : Effect.fail(this.#journalFailure(instance.entityId, error)),
+          : Effect.fail(this.journalFailure(instance.entityId, error)),
       onSuccess: () => this.#readFrom(ask, loaded)
     })
   }
@@ -909,7 +909,7 @@ export class Entities<State> implements Turns<State> {
     return { entityType: this.entityType, entityId, command: command.tag }
   }
 
-  #journalFailure(entityId: string, cause: JournalError): EntityError {
+  journalFailure(entityId: string, cause: JournalError): EntityError {
     return new EntityError({
       reason: new JournalFailure({ entityType: this.entityType, entityId, message: cause.message, cause })
     })

@@ -96,9 +96,10 @@ export class Peer {
     for (const one of this.#waiting) if (one !== undefined) yield one
   }
 
-  /** Asks for a sign of life; a process that gives none for long is not there. */
-  probe(): void {
+  /** Asks for a sign of life; a process that gives none for long is not there, unless this one has not listened. */
+  probe(hasNotListened: boolean): void {
     if (this.#link === undefined) return
+    if (hasNotListened) this.#link.heard = performance.now()
     if (performance.now() - this.#link.heard > silenceMillis) this.#link.destroy()
     else this.#link.send([] satisfies Request)
   }

@@ -128,15 +128,22 @@ export class Router<State> implements Executor {
     const answer = this.#env.entities.ask(entityId, command, payload)
     if (command.readOnly !== "local") return answer
     const shard = this.#env.journal.shardOf(entityId)
-    return this.#after(shard, this.#heard[shard] ?? 0, answer)
+    return this.#after(entityId, shard, this.#heard[shard] ?? 0, answer)
   }
 
   /** Looks at the head of the log first, where this process has not seen enough of it. */
-  #after<A, E>(shard: number, offset: number, answer: Effect.Effect<A, E>): Effect.Effect<A, unknown> {
-    const { journal } = this.#env
-    return journal.seen(this.#entityType, shard) >= offset
-      ? answer
-      : Effect.andThen(Effect.ignore(journal.head(this.#entityType, shard)), answer)
+  #after<A, E>(
+    entityId: string,
+    shard: number,
+    offset: number,
+    answer: Effect.Effect<A, E>
+  ): Effect.Effect<A, E | EntityError> {
+    const { entities, journal } = this.#env
+    if (journal.seen(this.#entityType, shard) >= offset) return answer
+    return journal.head(this.#entityType, shard).pipe(
+      Effect.mapError((error) => entities.journalFailure(entityId, error)),
+      Effect.andThen(answer)
+    )
   }
 
   #send(
@@ -272,7 +279,7 @@ export class Router<State> implements Executor {
       const ask = entities.ask(entityId, command, decoded.value)
       const shard = journal.shardOf(entityId)
       const fiber = Effect.runForkWith(Context.add(context, CurrentPlace, place))(
-        this.#after(shard, more?.seen ?? 0, ask)
+        this.#after(entityId, shard, more?.seen ?? 0, ask)
       )
       fiber.addObserver(tell)
       return () => fiber.interruptUnsafe()

@@ -93,7 +93,6 @@ export class Routing {
   /** Says that this process is there, and looks who else is, again and again. */
   readonly beat: Effect.Effect<never> = Effect.suspend(() => {
     this.#due.closeUnsafe()
-    for (const peer of this.#peers.values()) peer.probe()
     return Effect.andThen(
       this.#members.write({ ...this.address, types: [...this.#executors.keys()] }),
       this.#members.read
@@ -111,6 +110,16 @@ export class Routing {
     Effect.forever,
     Effect.withTracerEnabled(false)
   )
+
+  /** Looks after the connections, whatever Cassandra does meanwhile. */
+  readonly watch: Effect.Effect<never> = Effect.sync(() => {
+    const now = performance.now()
+    // A process that was stopped itself has heard nothing, whoever is there.
+    const wasStopped = now - this.#watchedAt > 2 * beatMillis
+    this.#watchedAt = now
+    for (const peer of this.#peers.values()) peer.probe(wasStopped)
+  }).pipe(Effect.delay(beatMillis), Effect.forever, Effect.withTracerEnabled(false))
+  #watchedAt = performance.now()
 
   #know(members: ReadonlyArray<Member>): void {
     this.#known = members

@@ -79,6 +79,13 @@ export class Pending implements Queued {
     return this.request !== undefined
   }
 
+  /** It has been stored. What it built on is of no interest any more: else a busy entity would keep all there ever was. */
+  store(appended: Appended): void {
+    this.isStored = true
+    this.request = undefined
+    this.answer(Exit.succeed(appended))
+  }
+
   /** There is nothing to store. */
   drop(): void {
     this.#writer = undefined
@@ -631,11 +638,10 @@ export class ShardLog {
         this.#refusals = 0
         this.#onAppended(offset)
         for (const one of taken) {
-          one.isStored = true
           const { answer, events } = one.request
           validThrough += events.length
           const sequence = one.after + events.length
-          one.answer(Exit.succeed({ sequence, validThrough, repeated: false, answer }))
+          one.store({ sequence, validThrough, repeated: false, answer })
         }
         return true
       }
