@@ -5,6 +5,8 @@ import { encodeFrame, FrameReader } from "./frames.ts"
 /** Messages in one frame: JSON of many keeps the process busy. */
 const maxMessages = 500
 
+const keepAliveMillis = 30_000
+
 /** What happens on a connection. */
 export interface LinkEvents {
   onMessages(messages: ReadonlyArray<unknown>): void
@@ -27,6 +29,8 @@ export class Link {
     const reader = new FrameReader()
     // Answers are waited for: a message must not wait for the next one.
     socket.setNoDelay(true)
+    // A machine that is gone says nothing of it.
+    socket.setKeepAlive(true, keepAliveMillis)
     socket.on("data", (part: Buffer) => {
       this.heard = performance.now()
       try {

@@ -104,9 +104,12 @@ export class Peer {
     else this.#link.send([] satisfies Request)
   }
 
-  /** Ends the connection if nothing is under way; true if there is none. */
+  /** Ends the connection if nothing is under way; true if there is none then. */
   endIfIdle(): boolean {
-    if (this.#link !== undefined && this.#free.length === this.#waiting.length) this.#link.end()
+    if (this.#link !== undefined && this.#free.length === this.#waiting.length) {
+      this.#link.end()
+      this.#link = undefined
+    }
     return this.#link === undefined
   }
 
@@ -126,7 +129,7 @@ export class Peer {
     })
     const timeout = setTimeout(() => socket.destroy(), connectMillis)
     let isOpen = false
-    const link = new Link(socket, false, {
+    const link: Link = new Link(socket, false, {
       onMessages: (messages) => {
         for (const [id, outcome, value, offset] of messages as ReadonlyArray<Response>) {
           if (id === undefined) continue
@@ -143,6 +146,8 @@ export class Peer {
       },
       onClose: (unsent) => {
         clearTimeout(timeout)
+        // It was ended, and there may be another one.
+        if (this.#link !== link) return
         this.#link = undefined
         if (!isOpen) this.#failedAt = performance.now()
         const notSent = new Set((unsent as ReadonlyArray<Request>).filter(({ length }) => length > 1).map(([id]) => id))
