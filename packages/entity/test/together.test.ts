@@ -107,8 +107,8 @@ const suite = (name: string, two: Layer.Layer<Two, unknown>, runs: number) =>
           assert.deepStrictEqual(acknowledged.sort(), events.sort())
           assert.strictEqual(yield* there(id).Look(), totals.at(-1))
           // Of the defects, which are meant.
-        }).pipe(Effect.provideService(References.MinimumLogLevel, "None")),
-      { arbitrary: { runs }, timeout: 30_000 }
+        }).pipe(Effect.provideService(References.MinimumLogLevel, "None"), Effect.timeout("10 seconds")),
+      { arbitrary: { runs }, timeout: 120_000 }
     )
 
     it.effect("many commands of one entity need few blocks", () =>
@@ -141,5 +141,5 @@ const suite = (name: string, two: Layer.Layer<Two, unknown>, runs: number) =>
     )
   })
 
-suite("Commands of one entity at once, in memory", inMemory, 200)
-suite("Commands of one entity at once, on Cassandra", onCassandra, 20)
+suite("Commands of one entity at once, in memory", inMemory, 2000)
+suite("Commands of one entity at once, on Cassandra", onCassandra, 50)

@@ -337,8 +337,8 @@ export class Entities<State> implements Turns<State> {
     if (error === undefined) {
       this.#endTurn(ask, exit)
     } else if (error.reason._tag === "SequenceConflict" && from !== undefined && next !== undefined) {
-      // Its state may never have been: it is decided from the newest one when it is the first.
-      if (isBehind || instance.running !== undefined || instance.returned) {
+      // Its state may never have been: it is decided from the newest one when it is the first. The first one looks for that.
+      if (isBehind || instance.running !== undefined) {
         this.#return(ask)
         return
       }
